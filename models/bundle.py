@@ -1,0 +1,167 @@
+"""A bundle: everything a prediction is made with, in one directory whose every byte is verified before use."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from models.config import (
+    CARD,
+    CONFIG,
+    EMBEDDINGS,
+    OUTCOMES,
+    SELECTOR,
+    VOCABULARY,
+    BundleConfig,
+    decode_config,
+    decode_vocabulary,
+    write_json,
+)
+from models.forecaster import Forecaster
+from models.language_model import LanguageModel, restore
+from models.manifest import BundleRefused, Verified, verify, write_bundle
+from models.outcomes import OutcomeHead
+from models.predictors import Separate
+from models.routing import make_router, router_digest
+from models.vocabulary import Vocabulary
+
+__all__ = ["Bundle", "BundleRefused", "DeviceUnavailable", "is_out_of_memory", "load_bundle", "save_bundle"]
+
+Device = Literal["auto", "cpu", "cuda"]
+PREDICTORS = "predictors"
+
+
+class DeviceUnavailable(Exception):
+    """A device that this machine does not have, or that nobody knows."""
+
+    exit_code = 2
+
+
+class Bundle(Forecaster):
+    """A loaded bundle: `forecast(visits)` with its models, `fallback(visits)` without.
+
+    `digest` is `sha256:` and the hex digest of the manifest; `version` is readable and changes with the digest.
+    """
+
+    version: str
+    digest: str
+
+
+def load_bundle(path: Path, device: Device = "auto") -> Bundle:
+    """Verify every file of a bundle and load it. `auto` takes CUDA when there is one, else the CPU.
+
+    Raises BundleRefused with the file, what is wrong and what to do, and DeviceUnavailable.
+    """
+    path = Path(path)
+    verified = verify(path)
+    config = decode_config(verified)
+    vocabulary = decode_vocabulary(verified)
+    tensors = {name: _tensors(verified, name) for name in (EMBEDDINGS, SELECTOR, OUTCOMES)}
+    embeddings = tensors[EMBEDDINGS].get("embeddings")
+    if embeddings is None or embeddings.shape[0] != len(vocabulary):
+        raise BundleRefused(path, EMBEDDINGS, f"not one row for each of the {len(vocabulary)} tokens of {VOCABULARY}")
+    costs = tensors[SELECTOR].get("costs", torch.empty(0)).numpy()
+    router = make_router(path, vocabulary, costs, router_digest(verified.manifest.files))
+    if router.width != config.clusters:
+        raise BundleRefused(path, SELECTOR, f"{router.width} clusters, but {CONFIG} says {config.clusters}")
+    target = pick_device(device)
+    predictor = Separate(
+        [LanguageModel(_model(verified, k, len(vocabulary)), target) for k in range(config.clusters)]
+    )
+    heads = [
+        _head(verified, outcome, name, vocabulary, tensors[OUTCOMES])
+        for name, outcome in (("cart", config.cart), ("purchase", config.purchase))
+    ]
+    bundle = Bundle(config, vocabulary, router, predictor, heads)
+    bundle.digest = verified.digest
+    bundle.version = f"{config.created[:19].replace(':', '')}-{verified.digest[7:15]}"
+    return bundle
+
+
+def save_bundle(
+    path: Path,
+    config: BundleConfig,
+    vocabulary: Vocabulary,
+    embeddings: np.ndarray,
+    selector: dict[str, np.ndarray],
+    outcome_weights: dict[str, np.ndarray],
+    models: Sequence[Any],
+    card: str,
+) -> None:
+    """Write a bundle in one step: whoever looks sees all of it or nothing.
+
+    `embeddings` (V, D) float32 and `selector["costs"]` (V, K) float64 have a row for every token; `models` are
+    transformers models, one a cluster; `card` is the model card in Markdown.
+    """
+
+    def fill(work: Path) -> None:
+        write_json(work / CONFIG, config)
+        write_json(work / VOCABULARY, vocabulary)
+        (work / CARD).write_text(card, encoding="utf-8")
+        safetensors.numpy.save_file({"embeddings": embeddings}, work / EMBEDDINGS)
+        safetensors.numpy.save_file(selector, work / SELECTOR)
+        safetensors.numpy.save_file(outcome_weights, work / OUTCOMES)
+        for k, model in enumerate(models):
+            model.save_pretrained(work / PREDICTORS / str(k), max_shard_size="1TB")
+
+    write_bundle(Path(path), fill)
+
+
+def pick_device(device: Device) -> torch.device:
+    """`auto` is CUDA when there is one. Raises DeviceUnavailable."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceUnavailable(f"device {device!r} is unknown. Take auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable("device cuda was asked for, but PyTorch sees no CUDA device. Take cpu or auto.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a failure means that the batch did not fit the memory, of the GPU or of the machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+
+
+def _tensors(verified: Verified, name: str) -> dict[str, torch.Tensor]:
+    try:
+        tensors = safetensors.torch.load(verified.read(name))
+    except SafetensorError as error:
+        raise BundleRefused(verified.root, name, f"not a safetensors file ({error})") from None
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise BundleRefused(verified.root, name, f"tensor {key} holds NaN or infinite numbers")
+    return tensors
+
+
+def _model(verified: Verified, cluster: int, tokens: int) -> Any:
+    place = f"{PREDICTORS}/{cluster}"
+    weights = _tensors(verified, f"{place}/model.safetensors")
+    try:
+        config = msgspec.json.decode(verified.read(f"{place}/config.json"), type=dict[str, Any])
+        model = restore(config, weights)
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
+        raise BundleRefused(verified.root, place, str(error)) from None
+    if model.config.vocab_size != tokens:
+        raise BundleRefused(
+            verified.root, place, f"the model knows {model.config.vocab_size} tokens, {VOCABULARY} has {tokens}"
+        )
+    return model
+
+
+def _head(
+    verified: Verified, outcome: Any, name: str, vocabulary: Vocabulary, weights: dict[str, torch.Tensor]
+) -> OutcomeHead:
+    tensor = weights.get(name)
+    if tensor is None or tensor.shape != (len(vocabulary),):
+        raise BundleRefused(verified.root, OUTCOMES, f"`{name}` is not one weight for each token of {VOCABULARY}")
+    return OutcomeHead(outcome, vocabulary.tokens(), len(vocabulary), tensor.numpy())

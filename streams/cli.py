@@ -1,0 +1,357 @@
+"""The command line: it parses and calls, and holds no logic. Heavy imports are inside the commands, so help is fast."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
+
+EPILOG = (
+    "Exit codes: 0 done · 1 something else went wrong · 2 wrong option, file or log · 3 topics missing or wrong · "
+    "4 no broker · 5 bundle refused · 6 state directory unusable · 7 a transaction or write failed · 8 worker stalled. "
+    "Settings: browsecast settings"
+)
+
+app = typer.Typer(
+    name="browsecast",
+    help="Click events in, next-session predictions and scores out, each exactly once.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+topics_app = typer.Typer(help="Create and check the topics.", no_args_is_help=True)
+rejected_app = typer.Typer(help="Look at rejected events, and send them again.", no_args_is_help=True)
+user_app = typer.Typer(help="Show or forget one visitor.", no_args_is_help=True)
+app.add_typer(topics_app, name="topics")
+app.add_typer(rejected_app, name="rejected")
+app.add_typer(user_app, name="user")
+
+
+class Role(StrEnum):
+    """What a worker may do."""
+
+    sessionize = "sessionize"
+    predict = "predict"
+    score = "score"
+
+
+class Clock(StrEnum):
+    """What moves event time."""
+
+    live = "live"
+    log = "log"
+
+
+class Device(StrEnum):
+    """Where a model runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Servers = Annotated[str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT", help="Kafka brokers.")]
+Prefix = Annotated[str | None, typer.Option("--topic-prefix", metavar="TEXT", help="Put before every topic's name.")]
+Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME|FILE", help="Site profile.")]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="CODE", help="Only events rejected for this reason.")]
+
+
+def main() -> None:
+    """Entry point: a known error becomes one red line and its exit code."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # we draw our own progress; the libraries' bars would go across it
+    try:
+        app()
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise
+        from streams.screens import complain
+
+        complain(error)
+        sys.exit(code)
+
+
+@app.command()
+def demo(
+    bootstrap_servers: Servers = None,
+    directory: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("demo"),
+    visitors: Annotated[int, typer.Option(min=20, help="Visitors of the made-up shop.")] = 300,
+) -> None:
+    """Run everything on made-up and real logs: train on the past, replay the rest, and watch the scores.
+
+    Without --bootstrap-servers it starts an in-process broker and needs nothing else.
+    """
+    from streams import demo as demonstration
+    from trainer.fit import train as fit
+    from trainer.options import TrainOptions
+
+    settings = _settings(bootstrap_servers=bootstrap_servers)
+    options = demonstration.Options(directory, visitors, own_broker=bootstrap_servers is None)
+
+    def train_small(sessions: Path, bundle: Path, progress: Any) -> None:
+        fit(sessions, bundle, TrainOptions(**demonstration.TRAINING), progress)
+
+    demonstration.run(settings, options, train_small)
+
+
+@app.command()
+def worker(
+    role: Annotated[list[Role] | None, typer.Option(help="What it does; repeat for several. All by default.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Model bundle that predicts.")] = None,
+    clock: Annotated[
+        Clock | None, typer.Option(help="live: quiet partitions run at wall speed; log: only events move time.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of /live, /ready and /metrics; 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of that port.")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Where RocksDB keeps the state.")] = None,
+    profile: Profile = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT, which drain it."""
+    settings = _settings(
+        bundle=bundle,
+        clock=clock and clock.value,
+        port=port,
+        host=host,
+        state_dir=state_dir,
+        profile=profile,
+        bootstrap_servers=bootstrap_servers,
+        topic_prefix=topic_prefix,
+    )
+    from streams import worker as running
+
+    running.run(settings, [chosen.value for chosen in role or Role])
+
+
+@topics_app.command("create")
+def topics_create(bootstrap_servers: Servers = None, topic_prefix: Prefix = None) -> None:
+    """Create the topics that are missing; those that are there stay as they are."""
+    from streams import topics
+
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    created = topics.create(settings)
+    for name in created:
+        typer.echo(f"created {name}")
+    if not created:
+        typer.echo("nothing to create")
+    topics.require(settings)
+
+
+@topics_app.command("check")
+def topics_check(bootstrap_servers: Servers = None, topic_prefix: Prefix = None) -> None:
+    """Name each thing that is off with the topics, and how to mend it. Exit code 3 if anything is."""
+    from streams import topics
+
+    topics.require(_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix), timeout_s=30.0)
+    typer.echo("all topics are as they must be")
+
+
+@app.command()
+def publish(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="JSON lines; - reads standard input.")] = "-",
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Publish events to clicks, one JSON object a line."""
+    from streams import playing
+
+    playing.publish(_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix), file)
+
+
+@app.command()
+def replay(
+    log: Annotated[str, typer.Argument(help="A file or a directory of files, gzip too; - reads standard input.")],
+    profile: Profile = None,
+    speed: Annotated[
+        str, typer.Option(metavar="N|max", help="Event time over wall time: 60 plays an hour a minute.")
+    ] = "max",
+    sessions: Annotated[
+        Path | None, typer.Option(help="Cut the sessions into this directory instead; needs no Kafka.")
+    ] = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Play a log through Kafka, or cut its sessions off line into Parquet. Both ways give the same sessions."""
+    from streams import playing
+
+    settings = _settings(profile=profile, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    playing.replay(settings, log, speed, sessions)
+
+
+@app.command()
+def watch(
+    count: Annotated[int | None, typer.Option(min=1, help="End after this many records.")] = None,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Show what is there already, too.")] = False,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Show predictions and scores as they come, with the running hit rate and log losses."""
+    from streams import screens, watching
+
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    screens.show_watch(watching.watch(settings, from_beginning=from_beginning, count=count))
+
+
+@rejected_app.command("show")
+def rejected_show(
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest.")] = 20,
+    reason: Reason = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Show rejected events: why, where, and how they began."""
+    from streams import rejected, screens
+
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    screens.show(screens.rejected_table(rejected.last(settings, limit, reason)))
+
+
+@rejected_app.command("resend")
+def rejected_resend(
+    reason: Reason = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be sent.")] = False,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Publish rejected events to clicks again, unchanged, each once however often this is called."""
+    from streams import rejected
+
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    sent = rejected.resend(settings, reason, dry_run=dry_run)
+    for code, events in sent.most_common():
+        typer.echo(f"{code}\t{events}")
+    typer.echo(f"{sent.total()} events {'would be sent' if dry_run else 'sent'} again")
+
+
+@user_app.command("show")
+def user_show(user_id: str, bootstrap_servers: Servers = None, topic_prefix: Prefix = None) -> None:
+    """Print what is kept of a visitor, as JSON."""
+    import msgspec
+
+    from streams import users
+    from streams.errors import UsageError
+
+    state = users.show(_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix), user_id)
+    if state is None:
+        raise UsageError(f"nothing is kept of user {user_id!r}")
+    typer.echo(msgspec.json.format(msgspec.json.encode(state.lines())))
+
+
+@user_app.command("forget")
+def user_forget(user_id: str, bootstrap_servers: Servers = None, topic_prefix: Prefix = None) -> None:
+    """Have every table forget a visitor, by a null value in clicks."""
+    from streams import users
+
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    partition, offset = users.forget(settings, user_id)
+    typer.echo(
+        f"user {user_id} will be forgotten when the workers reach {settings.topic('clicks')}/{partition}@{offset}"
+    )
+
+
+@app.command()
+def train(
+    sessions: Annotated[Path, typer.Option(help="Directory of session files (browsecast replay --sessions).")],
+    bundle: Annotated[Path, typer.Option(help="Directory of the bundle to write.")],
+    architecture: Annotated[str | None, typer.Option(metavar="opt|qwen2|llama", help="Kind of language model.")] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Depth of the model.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    pretrained: Annotated[Path | None, typer.Option(help="Local transformers model to start from.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="Local all-MiniLM-L6-v2; the installed one by default.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Clusters of visitors, a model each.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Over all sessions.")] = None,
+    fine_tune_epochs: Annotated[int | None, typer.Option(help="Over each cluster's sessions.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Visitors in a batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    rollouts: Annotated[int | None, typer.Option(help="Sampled sessions behind each prediction.")] = None,
+    min_page_count: Annotated[int | None, typer.Option(help="Rarer pages become one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is random.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="No new step of gradient descent after this.")] = None,
+) -> None:
+    """Train a bundle from sessions. A run that was killed goes on where it was."""
+    given = {
+        name: value for name, value in locals().items() if value is not None and name not in ("sessions", "bundle")
+    }
+    from streams import screens
+    from trainer.fit import train as fit
+    from trainer.options import TrainOptions
+
+    with screens.progress() as progress:
+        made = fit(sessions, bundle, TrainOptions(**given), progress)
+    typer.echo(f"bundle {made}")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Option(help="Directory of the bundle to judge.")],
+    sessions: Annotated[Path, typer.Option(help="Session files that it was not trained on.")],
+    report: Annotated[Path, typer.Option(help="Directory of the report: report.json and predictions.parquet.")],
+    device: Annotated[Device, typer.Option(help="Where to predict.")] = Device.auto,
+) -> None:
+    """Judge a bundle beside its baselines on each visitor's last session."""
+    from streams import screens
+    from trainer import evaluate as judging
+
+    with screens.progress() as progress:
+        found = judging.evaluate(bundle, sessions, report, device.value, progress)
+    screens.show(judging.render(found))
+    typer.echo(f"report {report}")
+
+
+@app.command()
+def schema(topic: Annotated[str | None, typer.Argument(help="One topic; all by default.")] = None) -> None:
+    """Print the JSON Schema of what goes over the wire."""
+    import msgspec
+
+    from streams.errors import UsageError
+    from streams.schema import schemas
+
+    found = schemas()
+    if topic is not None and topic not in found:
+        raise UsageError(f"there is no topic {topic!r}; there are {', '.join(found)}")
+    typer.echo(msgspec.json.format(msgspec.json.encode(found if topic is None else found[topic])))
+
+
+@app.command()
+def settings() -> None:
+    """List every setting: its variable, value, where that came from, and what it means. Secrets are masked."""
+    from streams import provenance, screens
+
+    screens.show(screens.settings_table(provenance.listing(_settings())))
+
+
+def _settings(**given: Any) -> "Settings":
+    from pydantic import ValidationError
+
+    from streams import logs
+    from streams.errors import UsageError
+    from streams.settings import Settings
+
+    try:
+        found = Settings(**{name: value for name, value in given.items() if value is not None})
+    except (ValidationError, ValueError) as error:
+        raise UsageError(_wrong(error)) from None
+    logs.configure(found.log_level)
+    return found
+
+
+def _wrong(error: Exception) -> str:
+    """What is wrong with the settings, without the values: one may be a secret."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return f"the settings cannot be read: {error}. Check .env and browsecast.toml"
+    found = (f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in errors(include_input=False))
+    return "wrong settings: " + "; ".join(found) + ". browsecast settings lists them all, with their variables"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,455 @@
+"""Exactly once: one Kafka transaction per partition and flush, whatever the role computes.
+
+When partitions are assigned, before anything is read:
+  1. open each partition's transactional producer: whoever owned it before is fenced (`fence`)
+  2. commit an owner record to the changelog (`fence`)
+  3. restore the local store from the changelog, read committed, up to that record (`recover`)
+  4. go on reading where the state ends (`positions`)
+Then for each flush of a partition:
+  5. one transaction: outputs, changed state with the input positions, the input offsets; commit (`_commit`)
+  6. only then RocksDB, with the changelog's offset in the same batch; then memory may let go (`_commit`)
+Anything that fails in between ends the worker; the next start repeats it from the last commit.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import ProducerFenced
+from faust.types import TP
+
+from streams import clients, wire
+from streams.errors import BrowsecastError, StateUnwritable
+from streams.metrics import Metrics
+from streams.settings import Settings
+from streams.store import Store
+
+OWNER_KEY = b"\x00owner"
+POSITION_KEY = b"\x00position"
+TICK_SECONDS = 0.1
+BATCH_BYTES = 900_000
+REQUEST_BYTES = 32 << 20
+
+log = structlog.get_logger()
+
+
+class Output(msgspec.Struct, gc=False):
+    """A record to publish: `topic` as in `wire`, `value` None for a user who is forgotten."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+
+
+def refused(record: ConsumerRecord, stage: str, message: str, reason: str = "invalid_record") -> Output:
+    """A record that cannot be used, whole, for `clicks.rejected`: whatever is wrong with it, the worker goes on."""
+    rejected = wire.Rejected(
+        reason=reason,
+        stage=stage,
+        message=message[:2_000],
+        original=_base64(record.value),
+        original_key=_base64(record.key),
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+    )
+    return Output(wire.REJECTED, record.key, msgspec.json.encode(rejected), int(time.time() * 1000))
+
+
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
+
+
+Changes = list[tuple[bytes, bytes | None]]
+
+
+class Shard(Protocol):
+    """A role's work on one partition: pure but for the store that it reads."""
+
+    def take(self) -> tuple[list[Output], Changes]:
+        """What came out and what changed since the last call."""
+
+    def urgent(self) -> bool:
+        """Whether something waits to be published."""
+
+    def written(self) -> None:
+        """What `take` gave is in the store: memory may let go of it."""
+
+    def tick(self, quiet_ms: int | None) -> None:
+        """Time passed; `quiet_ms`: for how long the partition is known to have nothing new (None: it has)."""
+
+
+class Role(Protocol):
+    """What a worker does: sessionize, predict or score."""
+
+    name: str
+    inputs: tuple[str, ...]
+    batch_records: int  # a batch is handed to `work` when it has so many records ...
+    batch_ms: int  # ... or has waited so long
+
+    def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> Shard:
+        """Take up a partition from its restored state."""
+
+    async def work(self, batch: Sequence[tuple[Shard, str, list[ConsumerRecord]]]) -> None:
+        """Apply the records to their shards."""
+
+    def report(self, partition: int, shard: Shard) -> None:
+        """Show the shard's figures as metrics."""
+
+
+class Partition:
+    """A partition that this worker owns: the role's shard, its store, its producer and its input positions."""
+
+    def __init__(self, number: int, store: Store, shard: Shard, positions: dict[str, int]) -> None:
+        self.number, self.store, self.shard, self.positions = number, store, shard, positions
+        self.moved = False
+        self.fed_ms = time.time() * 1000
+
+
+class Engine:
+    """Runs one role over the partitions that Kafka assigns to this worker."""
+
+    def __init__(self, settings: Settings, role: Role, metrics: Metrics, fail: Callable[[BaseException], None]) -> None:
+        self.settings, self.role, self.metrics, self.fail = settings, role, metrics, fail
+        self.group = settings.application(role.name)
+        self.changelog = settings.changelog(role.name)
+        self.topics = {settings.topic(name): name for name in role.inputs}
+        self.app: Any = None
+        self.partitions: dict[int, Partition] = {}
+        self.recovered = False
+        self.processed = 0
+        self._producers: dict[int, AIOKafkaProducer] = {}
+        self._owner_offsets: dict[int, int] = {}
+        self._stores: dict[int, Store] = {}
+        self._inbox: list[tuple[int, str, list[ConsumerRecord]]] = []
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._lock = asyncio.Lock()
+        self._flushing: asyncio.Task[None] | None = None
+        self._unflushed = 0
+        self._flushed_at = time.monotonic()
+        self._epoch = 0
+
+    # ------------------------------------------------------------ assignment
+
+    async def fence(self, numbers: set[int]) -> None:
+        """Steps 1 and 2: nobody but us can write for these partitions any more, and the changelog has an end."""
+        for producer in self._producers.values():
+            await producer.stop()
+        self._producers = {number: self._new_producer(number) for number in numbers}
+        await asyncio.gather(*(producer.start() for producer in self._producers.values()))
+        await asyncio.gather(*(self._own(number) for number in numbers))
+
+    def _new_producer(self, number: int) -> AIOKafkaProducer:
+        return AIOKafkaProducer(
+            transactional_id=f"{self.group}-{number}",
+            transaction_timeout_ms=self.settings.transaction_timeout_ms,
+            acks="all",
+            max_batch_size=BATCH_BYTES,
+            max_request_size=REQUEST_BYTES,
+            metadata_max_age_ms=10_000,
+            **clients.aiokafka(self.settings),
+        )
+
+    async def _own(self, number: int) -> None:
+        producer = self._producers[number]
+        await producer.begin_transaction()
+        sent = await producer.send(self.changelog, key=OWNER_KEY, value=b"", partition=number)
+        metadata = await sent
+        await producer.commit_transaction()
+        self._owner_offsets[number] = metadata.offset
+
+    async def recover(self) -> None:
+        """Steps 3 and 4, called by Faust before it reads on."""
+        self._epoch += 1
+        epoch = self._epoch
+        try:
+            await self._recover(sorted(self._producers), epoch)
+        except Exception as error:
+            if epoch == self._epoch:
+                self.fail(error)
+
+    async def _recover(self, numbers: list[int], epoch: int) -> None:
+        started = time.monotonic()
+        self._stores = {number: Store(self.app.state_table, number) for number in numbers}
+        restored = await self._restore(numbers, epoch)
+        for number in numbers:
+            if epoch != self._epoch:
+                return
+            self.partitions[number] = self._open(number)
+            await asyncio.sleep(0)
+        self.recovered = True
+        seconds = time.monotonic() - started
+        self.metrics.restore_seconds.labels(self.role.name).observe(seconds)
+        self.metrics.restored_records.labels(self.role.name).inc(restored)
+        log.info("partitions taken over", role=self.role.name, partitions=numbers, records=restored, seconds=round(seconds, 2))
+
+    def _open(self, number: int) -> Partition:
+        store = self._stores[number]
+        position = store.get(POSITION_KEY)
+        shard = self.role.open(number, store, store.items())
+        return Partition(number, store, shard, msgspec.msgpack.decode(position, type=dict[str, int]) if position else {})
+
+    async def _restore(self, numbers: list[int], epoch: int) -> int:
+        """Bring each local store to its owner record with a consumer of our own; Faust's drops records of paused ones."""
+        if not numbers:
+            return 0
+        consumer = AIOKafkaConsumer(
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=8 << 20,
+            **clients.aiokafka(self.settings),
+        )
+        await consumer.start()
+        try:
+            return await self._read_changelog(consumer, numbers, epoch)
+        finally:
+            await consumer.stop()
+
+    async def _read_changelog(self, consumer: AIOKafkaConsumer, numbers: list[int], epoch: int) -> int:
+        behind = {TopicPartition(self.changelog, number) for number in numbers}
+        consumer.assign(list(behind))
+        beginnings = await consumer.beginning_offsets(list(behind))
+        for tp in behind:
+            consumer.seek(tp, self._resume_at(tp.partition, beginnings[tp]))
+        restored = 0
+        while behind and epoch == self._epoch:
+            for tp, records in (await consumer.getmany(*behind, timeout_ms=200)).items():
+                restored += len(records)
+                for start in range(0, len(records), 5_000):
+                    part = records[start : start + 5_000]
+                    self._stores[tp.partition].write(((r.key, r.value) for r in part if r.key != OWNER_KEY), part[-1].offset)
+                    await asyncio.sleep(0)
+            for tp in list(behind):
+                if await consumer.position(tp) > self._owner_offsets[tp.partition]:
+                    behind.discard(tp)
+        return restored
+
+    def _resume_at(self, number: int, beginning: int) -> int:
+        """Behind the store's end; from the beginning when the store is empty, outdated, damaged or another topic's."""
+        store = self._stores[number]
+        try:
+            end = store.end()
+            for _ in store.items():  # reads every block, so damage shows here and not in the middle of work
+                pass
+        except Exception as error:
+            log.warning("state damaged, rebuilding it", role=self.role.name, partition=number, error=str(error))
+            end = None
+        if end is None or not beginning <= end + 1 <= self._owner_offsets[number] + 1:
+            store.wipe()
+            return beginning
+        return end + 1
+
+    def positions(self) -> dict[TP, int | None]:
+        """Where reading goes on, per input partition; None: at the beginning."""
+        return {
+            TP(topic, number): partition.positions.get(topic)
+            for number, partition in self.partitions.items()
+            for topic in self.topics
+        }
+
+    async def release(self) -> None:
+        """The partitions are taken away: finish what is under way, flush once more, drop everything."""
+        self._epoch += 1
+        self._inbox.clear()
+        self._room.set()
+        async with self._lock:
+            try:
+                await self._flush_now()
+            except Exception as error:
+                self.fail(error)
+            for number, partition in self.partitions.items():
+                for name in self.topics.values():
+                    self.metrics.drop_partition(self.role.name, name, number)
+                partition.store.sync()
+            for store in self._stores.values():
+                store.close()
+            self.partitions, self._stores, self.recovered = {}, {}, False
+
+    async def close(self) -> None:
+        """The worker leaves: after `release`, hand the producers back."""
+        await self.release()
+        await asyncio.gather(*(producer.stop() for producer in self._producers.values()))
+        self._producers = {}
+
+    # ------------------------------------------------------------ the way of the records
+
+    async def feed(self, number: int, topic: str, records: list[ConsumerRecord]) -> None:
+        """Called by the agent: take records in the order of the partition, and wait when there are enough."""
+        if number not in self.partitions:
+            return  # of an assignment that is gone; the next one seeks to the state's position
+        self._inbox.append((number, topic, records))
+        self._arrived.set()
+        if sum(len(waiting) for _, _, waiting in self._inbox) >= self.role.batch_records:
+            self._room.clear()
+            await self._room.wait()
+
+    async def run(self) -> None:
+        """Work until cancelled: batches, ticks, flushes."""
+        ticked = time.monotonic()
+        while True:
+            batch = await self._next_batch()
+            async with self._lock:
+                if batch:
+                    await self._apply(batch)
+                if time.monotonic() - ticked >= TICK_SECONDS:
+                    ticked = time.monotonic()
+                    self._tick()
+                await self._maybe_flush()
+
+    async def _next_batch(self) -> list[tuple[int, str, list[ConsumerRecord]]]:
+        try:
+            await asyncio.wait_for(self._arrived.wait(), TICK_SECONDS)
+        except TimeoutError:
+            return []
+        if self._inbox and self.role.batch_ms and self._room.is_set():
+            await asyncio.sleep(self.role.batch_ms / 1000)
+        batch, self._inbox = self._inbox, []
+        self._arrived.clear()
+        self._room.set()
+        return batch
+
+    async def _apply(self, batch: list[tuple[int, str, list[ConsumerRecord]]]) -> None:
+        mine = [(self.partitions[number], topic, records) for number, topic, records in batch if number in self.partitions]
+        fresh = []
+        for partition, topic, records in mine:
+            position = partition.positions.get(topic, -1)
+            if records[0].offset < position:  # fetched before the last seek
+                records = [record for record in records if record.offset >= position]
+            if records:
+                partition.positions[topic] = records[-1].offset + 1
+                fresh.append((partition, topic, records))
+        await self.role.work([(partition.shard, self.topics[topic], records) for partition, topic, records in fresh])
+        now = time.time() * 1000
+        for partition, _, records in fresh:
+            partition.moved, partition.fed_ms = True, now
+            self._unflushed += len(records)
+            self.processed += len(records)
+
+    def _tick(self) -> None:
+        for number, partition in self.partitions.items():
+            seen = [self.app.consumer.progress(TP(topic, number)) for topic in self.topics]
+            for topic, progress in zip(self.topics.values(), seen, strict=True):
+                if progress is not None:
+                    self.metrics.lag.labels(self.role.name, topic, number).set(max(0, progress[1] - progress[0]))
+            partition.shard.tick(self._quiet_ms(partition, seen))
+            self.role.report(number, partition.shard)
+
+    def _quiet_ms(self, partition: Partition, seen: list[tuple[int, int, int] | None]) -> int | None:
+        """For how long the broker has confirmed that nothing new is there; None if something is, or it does not answer."""
+        if self._inbox or any(progress is None or progress[0] < progress[1] for progress in seen):
+            return None
+        confirmed = min(progress[2] for progress in seen if progress is not None)
+        return max(0, int(confirmed - partition.fed_ms))
+
+    def lag(self) -> int:
+        """Records of our partitions that are not processed yet."""
+        behind = 0
+        for number, partition in self.partitions.items():
+            for topic in self.topics:
+                progress = self.app.consumer.progress(TP(topic, number))
+                if progress is not None and progress[1] > progress[0]:
+                    behind += progress[1] - partition.positions.get(topic, 0)
+        return behind + sum(len(records) for _, _, records in self._inbox)
+
+    # ------------------------------------------------------------ the transaction
+
+    async def _maybe_flush(self) -> None:
+        aged = (time.monotonic() - self._flushed_at) * 1000 >= self.settings.flush_ms
+        urgent = not self._inbox and any(partition.shard.urgent() for partition in self.partitions.values())
+        if not (self._unflushed >= self.settings.flush_events or aged or urgent):
+            return
+        running = self._flushing
+        if running is not None:
+            if running.done() or self._unflushed >= self.settings.flush_events:
+                await running
+            else:
+                return  # it is under way; what came since goes with the next
+        self._flushing = asyncio.create_task(self._flush())
+        await asyncio.sleep(0)
+
+    async def _flush_now(self) -> None:
+        if self._flushing is not None:
+            await self._flushing
+            self._flushing = None
+        await self._flush()
+
+    async def _flush(self) -> None:
+        started = self._flushed_at = time.monotonic()
+        self._unflushed = 0
+        work = []
+        for partition in self.partitions.values():
+            if partition.moved or partition.shard.urgent():
+                partition.moved = False
+                outputs, changes = partition.shard.take()
+                changes.append((POSITION_KEY, msgspec.msgpack.encode(partition.positions)))
+                work.append((partition, outputs, changes, dict(partition.positions)))
+        if not work:
+            return
+        try:
+            await asyncio.gather(*(self._commit(*item) for item in work))
+        except Exception as error:
+            self.fail(_unwritable(self.role.name, error))
+            raise
+        self.metrics.flush_seconds.labels(self.role.name).observe(time.monotonic() - started)
+        self._arrived.set()  # whatever became urgent meanwhile goes at once
+
+    async def _commit(self, partition: Partition, outputs: list[Output], changes: Changes, positions: dict[str, int]) -> None:
+        producer = self._producers[partition.number]
+        # 5. one transaction
+        await producer.begin_transaction()
+        sent = [
+            await self._send(producer, self.settings.topic(topic), partition.number, records)
+            for topic, records in _by_topic(outputs).items()
+        ]
+        now = int(time.time() * 1000)
+        state = await self._send(producer, self.changelog, partition.number, [(key, value, now) for key, value in changes])
+        for futures in (*sent, state):
+            for future, _ in futures:
+                await future
+        if positions:
+            offsets = {TopicPartition(topic, partition.number): offset for topic, offset in positions.items()}
+            await producer.send_offsets_to_transaction(offsets, self.group)
+        await producer.commit_transaction()
+        # 6. the store, and only then memory
+        last, count = state[-1]
+        partition.store.write(changes, last.result().offset + count - 1)
+        partition.shard.written()
+        self.metrics.flushed_records.labels(self.role.name).inc(len(outputs) + len(changes))
+
+    async def _send(
+        self, producer: AIOKafkaProducer, topic: str, number: int, records: Iterable[tuple[bytes | None, bytes | None, int]]
+    ) -> list[tuple[asyncio.Future[Any], int]]:
+        """Send whole batches; one future and count a batch."""
+        batches = [producer.create_batch()]
+        for key, value, timestamp in records:
+            if batches[-1].append(key=key, value=value, timestamp=timestamp) is None:
+                batches.append(producer.create_batch())
+                batches[-1].append(key=key, value=value, timestamp=timestamp)
+        for batch in batches:
+            batch.close()
+        return [(await producer.send_batch(batch, topic, partition=number), batch.record_count()) for batch in batches]
+
+
+def _by_topic(outputs: list[Output]) -> dict[str, list[tuple[bytes | None, bytes | None, int]]]:
+    topics: dict[str, list[tuple[bytes | None, bytes | None, int]]] = {}
+    for output in outputs:
+        topics.setdefault(output.topic, []).append((output.key, output.value, output.timestamp_ms))
+    return topics
+
+
+def _unwritable(role: str, error: Exception) -> BrowsecastError:
+    if isinstance(error, BrowsecastError):
+        return error
+    if isinstance(error, ProducerFenced):
+        return StateUnwritable(f"{role}: another worker took this one's partitions over; start it again to rejoin")
+    return StateUnwritable(f"{role}: a transaction failed ({error!r}); start the worker again, it repeats from the last commit")

@@ -1,0 +1,239 @@
+"""A worker: a process that plays one or more roles until it is told to stop, or until going on would do harm."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from streams import logs, topics
+from streams.engine import Engine, Role
+from streams.errors import BrowsecastError, Stalled, StateUnusable, StateUnwritable, UsageError
+from streams.health import Health
+from streams.metrics import Metrics
+from streams.settings import Settings
+from streams.transport import RoleApp, make_app
+
+WATCH_SECONDS = 1.0
+# The collector takes up to half of the time at its defaults, walking states that hold no cycles.
+GC_THRESHOLD = (100_000, 20, 1_000)
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings, roles: Sequence[str]) -> None:
+    """Run until SIGTERM or SIGINT; raises the `BrowsecastError` that ended the worker."""
+    logs.configure(settings.log_level)
+    logging.getLogger("streams.transport").setLevel(logging.WARNING)  # the narration of Faust services
+    gc.set_threshold(*GC_THRESHOLD)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(Worker(settings, roles).run())
+
+
+class Worker:
+    """The roles' engines and Faust apps, the HTTP port, the watchdog and the signals of one process."""
+
+    def __init__(self, settings: Settings, roles: Sequence[str]) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self._roles = list(roles)
+        self._apps: list[RoleApp] = []
+        self._engines: list[Engine] = []
+        self._ended = asyncio.Event()
+        self._error: BaseException | None = None
+        self._progress: dict[str, tuple[int, float]] = {}
+        self._waiting_for: str | None = "the broker"
+
+    async def run(self) -> None:
+        """Start, work, and leave; the first error is raised when all is put away."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        health = Health(self.settings, self.metrics, self._not_ready, self._not_alive)
+        port = await health.start()
+        log.info("worker starting", roles=self._roles, port=port, bootstrap_servers=self.settings.bootstrap_servers)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            if await self._prepared():
+                tasks = await self._start()
+            await self._ended.wait()
+        finally:
+            await self._leave(tasks)
+            await health.stop()
+        if self._error is not None:
+            raise self._error
+        log.info("worker left")
+
+    async def _prepared(self) -> bool:
+        """Wait for the broker, check the topics, load the models; False when it was told to stop meanwhile."""
+        preparing = asyncio.create_task(self._prepare())
+        ended = asyncio.create_task(self._ended.wait())
+        await asyncio.wait([preparing, ended], return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not preparing.done():
+            preparing.cancel()
+            return False
+        await preparing
+        return not self._ended.is_set()
+
+    async def _prepare(self) -> None:
+        await _in_daemon_thread(topics.wait_for_broker, self.settings, None)
+        self._waiting_for = "the topics"
+        await _in_daemon_thread(topics.require, self.settings, self._roles)
+        self._waiting_for = "the models"
+        _make_directory(self.settings.state_dir)
+        for role in await _in_daemon_thread(self._make_roles):
+            engine = Engine(self.settings, role, self.metrics, self.fail)
+            engine.app = make_app(engine, engine.group, list(engine.topics))
+            self._engines.append(engine)
+            self._apps.append(engine.app)
+        self._waiting_for = None
+
+    def _make_roles(self) -> list[Role]:
+        roles: dict[str, Role] = {}
+        bundle = self.settings.bundle
+        if "sessionize" in self._roles:
+            from streams.sessionize import Sessionize
+
+            router = None
+            if bundle is not None:
+                from models.routing import load_router
+
+                router = load_router(bundle)
+            roles["sessionize"] = Sessionize(self.settings, self.metrics, router)
+        if "predict" in self._roles:
+            roles["predict"] = self._make_predict()
+        if "score" in self._roles:
+            from streams.score import Scoring
+
+            roles["score"] = Scoring(self.settings, self.metrics)
+        return list(roles.values())
+
+    def _make_predict(self) -> Role:
+        if self.settings.bundle is None:
+            raise UsageError(
+                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (make one with `browsecast train`), "
+                "or leave the role out: browsecast worker --role sessionize --role score"
+            )
+        from models.bundle import is_out_of_memory, load_bundle
+        from streams.predict import Predict
+
+        model = load_bundle(self.settings.bundle, self.settings.device)
+        log.info("bundle loaded", version=model.version, digest=model.digest)
+        return Predict(self.settings, self.metrics, model, is_out_of_memory)
+
+    async def _start(self) -> list[asyncio.Task[None]]:
+        gc.collect()
+        gc.freeze()
+        for app in self._apps:
+            app.finalize()
+            await app.maybe_start()
+        tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
+        tasks.append(asyncio.create_task(self._watch()))
+        for task in tasks:
+            task.add_done_callback(self._done)
+        return tasks
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the worker for what it cannot mend itself; the first reason counts."""
+        if self._error is None:
+            self._error = error
+            log.error("worker ends", error=str(error), kind=type(error).__name__, exc_info=_traced(error))
+        self._ended.set()
+
+    def _stop(self, number: int) -> None:
+        log.info("worker draining", signal=signal.Signals(number).name)
+        self._ended.set()
+
+    async def _leave(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Finish what is under way, leave the groups; give up after `drain_ms`: the next start repeats what is missing."""
+        self._waiting_for = "its end"
+        try:
+            async with asyncio.timeout(self.settings.drain_ms / 1000):
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                if self._error is None:
+                    await asyncio.gather(*(engine.close() for engine in self._engines))
+                await asyncio.gather(*(app.stop() for app in self._apps))
+        except TimeoutError:
+            self.fail(StateUnwritable("the worker could not finish in time; the next start repeats from the last commit"))
+
+    # ------------------------------------------------------------ health
+
+    async def _watch(self) -> None:
+        """End the worker when a Faust app has crashed, or when there is lag and nothing moves."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for engine in self._engines:
+                if engine.app.crash_reason is not None:
+                    raise StateUnwritable(f"{engine.role.name}: reading failed ({engine.app.crash_reason!r})")
+                self._check_progress(engine)
+
+    def _check_progress(self, engine: Engine) -> None:
+        name, now = engine.role.name, time.monotonic()
+        processed, since = self._progress.get(name, (-1, now))
+        if engine.processed != processed or not engine.recovered or engine.lag() == 0:
+            self._progress[name] = (engine.processed, now)
+            since = now
+        self.metrics.stalled_seconds.labels(name).set(now - since)
+        if (now - since) * 1000 > self.settings.watchdog_ms:
+            raise Stalled(f"{name} has lag and made no progress for {self.settings.watchdog_ms} ms; start the worker again")
+
+    def _not_ready(self) -> dict[str, str]:
+        reasons = {} if self._waiting_for is None else {"worker": f"waits for {self._waiting_for}"}
+        return reasons | {
+            engine.role.name: "has not taken over its partitions yet" for engine in self._engines if not engine.recovered
+        }
+
+    def _not_alive(self) -> str | None:
+        return None if self._error is None else str(self._error)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateUnusable(f"state directory {path}: {error.strerror}; set BROWSECAST_STATE_DIR to one you may write") from None
+
+
+async def _in_daemon_thread(function: Any, *arguments: Any) -> Any:
+    """Run a blocking function without holding up the process's end, as the default executor would."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def call() -> None:
+        try:
+            result, error = function(*arguments), None
+        except BaseException as failure:
+            result, error = None, failure
+        with contextlib.suppress(RuntimeError):  # the loop is gone
+            loop.call_soon_threadsafe(_settle, future, result, error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return await future
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _traced(error: BaseException) -> BaseException | None:
+    """A known error says it all; an unknown one is shown with its place."""
+    return None if isinstance(error, BrowsecastError) else error

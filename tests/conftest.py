@@ -1,0 +1,56 @@
+"""Fixtures that the whole tree shares: one real broker, and settings of its own for every test on it."""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.settings import Settings
+from tests.bundle import make_bundle
+from tests.kafka import Kafka, Unavailable, create_topics, open_kafka
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """A real broker for all tests. A machine without one skips them with the reason; CI must have one."""
+    try:
+        broker = open_kafka()
+    except Unavailable as reason:
+        if os.environ.get("CI", "").lower() == "true" or os.environ.get("BROWSECAST_TEST_KAFKA") == "required":
+            pytest.fail(f"a real broker is required here: {reason}")
+        pytest.skip(str(reason))
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def settings_for(kafka: Kafka, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings on the real broker with topics of their own, made and compacted; each call is a new deployment."""
+
+    def make(topics: bool = True, **changes: Any) -> Settings:
+        name = re.sub(r"\W+", "-", request.node.name)[:60]
+        settings = Settings(
+            bootstrap_servers=kafka.bootstrap_servers,
+            topic_prefix=f"{name}-{next(_numbers)}.",
+            state_dir=tmp_path / "state",
+            **changes,
+        )
+        if topics:
+            create_topics(settings)
+        return settings
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One real model bundle for all tests, made in seconds."""
+    return make_bundle(tmp_path_factory.mktemp("bundle"))

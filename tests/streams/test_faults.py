@@ -1,0 +1,231 @@
+"""Exactly once on a real broker, whatever dies: each case is compared with the oracle, repeats counted."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from streams.settings import Settings
+from tests.kafka import Kafka
+from tests.ledger import Ledger, read_clicks, verdict
+from tests.oracle import replay_log
+from tests.play import Fault, Outcome, complete, metric, once_ready, play, send_all
+from tests.traffic import Traffic
+from tests.workers import Fleet, Worker
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
+ROLES = ("sessionize",)
+ALL_ROLES = ("sessionize", "predict", "score")
+FROZEN_SECONDS = 10  # longer than the session timeout
+
+SettingsFor = Callable[..., Settings]
+
+
+@pytest.fixture
+def settings(settings_for: SettingsFor) -> Settings:
+    """Short gaps and timeouts; only the log moves time."""
+    return settings_for(
+        partitions=4,
+        gap_ms=60_000,
+        grace_ms=10_000,
+        ahead_ms=600_000,
+        session_timeout_ms=6_000,
+        clock="log",
+        flush_ms=200,
+        flush_events=500,
+    )
+
+
+@contextmanager
+def fleet_of(settings: Settings, directory: Path, workers: int, roles: Sequence[str] = ROLES) -> Iterator[Fleet]:
+    """A running fleet whose processes end with the test."""
+    with Fleet([Worker(settings, directory / f"w{number}", roles) for number in range(workers)]) as fleet:
+        fleet.start()
+        yield fleet
+
+
+def check(outcome: Outcome, fleet: Fleet) -> None:
+    """No difference at all; else the first ones, with what the supervisor saw."""
+    faults = outcome.faults
+    assert not faults, f"{len(faults)} differences, workers ended {fleet.ended}: " + "\n".join(faults[:10])
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["kept", "wiped"])
+def test_kill(settings: Settings, tmp_path: Path, wipe: bool) -> None:
+    """kill -9 four times in the middle of the stream, both workers in turn, the state directory kept or lost."""
+    with fleet_of(settings, tmp_path, 2) as fleet:
+        one, two = fleet.workers
+        victims = [(0.2, one), (0.4, two), (0.6, one), (0.8, two)]
+        faults: list[Fault] = [
+            (share, once_ready(worker, fleet, lambda worker=worker: worker.kill(wipe))) for share, worker in victims
+        ]
+        outcome = play(settings, fleet, Traffic(seed=11), faults)
+        check(outcome, fleet)
+        assert len(fleet.ended) >= 4
+
+
+def test_rebalance_before_the_first_commit(settings: Settings, tmp_path: Path) -> None:
+    """The log is there before anybody reads it; a second worker comes just when the first begins."""
+    traffic = list(Traffic(seed=12).records(settings.partitions, settings))
+    send_all(settings, traffic)
+    log = read_clicks(settings, len(traffic))
+    expected, ledger = replay_log(log, settings), Ledger(settings)
+    slow = settings.but(flush_ms=60_000, flush_events=1_000_000)  # nothing is committed before the rebalance
+    one, two = Worker(slow, tmp_path / "w0", ROLES), Worker(settings, tmp_path / "w1", ROLES)
+    with Fleet([one, two]) as fleet:
+        one.start()
+        deadline = time.monotonic() + 60
+        while metric(one, "browsecast_received_events_total") == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        two.start()
+        two.wait_ready()
+        one.kill()
+        one.wanted = False
+        ledger.read_until(lambda: complete(expected, ledger, False), fleet.tick)
+        faults = verdict(expected, ledger, log, predicted=False)
+        assert not faults, "\n".join(faults[:10])
+
+
+def test_frozen(settings: Settings, tmp_path: Path) -> None:
+    """Each worker sleeps for longer than the session timeout and wakes: it is fenced, and writes nothing more."""
+    with fleet_of(settings, tmp_path, 2) as fleet:
+        faults: list[Fault] = []
+        for share, worker in ((0.3, fleet.workers[0]), (0.7, fleet.workers[1])):
+            faults.append((share, once_ready(worker, fleet, lambda worker=worker: freeze(worker, fleet))))
+        outcome = play(settings, fleet, Traffic(seed=13), faults)
+        check(outcome, fleet)
+
+
+def freeze(worker: Worker, fleet: Fleet) -> None:
+    """SIGSTOP, wait until the others have taken over, SIGCONT."""
+    worker.freeze()
+    time.sleep(FROZEN_SECONDS)
+    worker.thaw()
+    fleet.tick()
+
+
+def test_broker_killed(settings: Settings, kafka: Kafka, tmp_path: Path) -> None:
+    """The broker is killed twice and comes back, once after a few seconds; a worker dies beside it."""
+    with fleet_of(settings, tmp_path, 2) as fleet:
+
+        def restart(away_s: float) -> Callable[[], None]:
+            def fault() -> None:
+                kafka.kill()
+                time.sleep(away_s)
+                kafka.restart()
+
+            return fault
+
+        faults: list[Fault] = [
+            (0.3, once_ready(fleet.workers[0], fleet, restart(0))),
+            (0.5, once_ready(fleet.workers[1], fleet, fleet.workers[1].kill)),
+            (0.7, once_ready(fleet.workers[1], fleet, restart(5))),
+        ]
+        outcome = play(settings, fleet, Traffic(seed=14), faults)
+        check(outcome, fleet)
+
+
+def test_sigterm_drains(settings: Settings, tmp_path: Path) -> None:
+    """Workers that leave in the middle of the stream end well within 20 s, and nothing is repeated by those after them."""
+    with fleet_of(settings, tmp_path, 2) as fleet:
+        codes = []
+
+        def leave(worker: Worker) -> Callable[[], None]:
+            def fault() -> None:
+                worker.terminate()
+                codes.append(worker.wait(20))
+                worker.start()
+
+            return fault
+
+        faults: list[Fault] = [
+            (share, once_ready(worker, fleet, leave(worker)))
+            for share, worker in ((0.3, fleet.workers[0]), (0.6, fleet.workers[1]))
+        ]
+        outcome = play(settings, fleet, Traffic(seed=15), faults)
+        check(outcome, fleet)
+        assert codes == [0, 0] and not fleet.ended
+
+
+def test_topics_missing(settings_for: SettingsFor, tmp_path: Path) -> None:
+    """A worker refuses to start on topics that are not there, and says what to type."""
+    worker = Worker(settings_for(topics=False), tmp_path / "w", ROLES)
+    with Fleet([worker]):
+        worker.start()
+        assert worker.wait(60) == 3
+        assert "browsecast topics create" in worker.tail()
+
+
+def test_every_event_has_a_fate(settings: Settings, tmp_path: Path) -> None:
+    """Poison of every kind is in clicks.rejected with its reason; received = accepted + duplicate + late + rejected + held."""
+    with fleet_of(settings, tmp_path, 1) as fleet:
+        worker = fleet.workers[0]
+        outcome = play(settings, fleet, Traffic(seed=16, events=4_000, poison=0.1, late=0.01))
+        check(outcome, fleet)
+        fates = list(outcome.expected.fates.values())
+        assert len(set(outcome.expected.reasons.values())) >= 12
+        for fate in ("accepted", "duplicate", "late", "rejected"):
+            assert metric(worker, "browsecast_events_total", fate=fate) == fates.count(fate), fate
+        assert metric(worker, "browsecast_held_events") == fates.count("held") > 0
+        assert metric(worker, "browsecast_received_events_total") == len(outcome.log)
+
+
+def test_without_faults_nothing_is_repeated(settings: Settings, tmp_path: Path) -> None:
+    """Else the harness itself would be suspect; and after all have left there is no record more."""
+    with fleet_of(settings, tmp_path, 2) as fleet:
+        outcome = play(settings, fleet, Traffic(seed=17))
+        for worker in fleet.workers:
+            worker.terminate()
+        assert [worker.wait(20) for worker in fleet.workers] == [0, 0]
+        outcome.ledger.read(2)
+        outcome.faults[:] = verdict(outcome.expected, outcome.ledger, outcome.log, predicted=False)
+        check(outcome, fleet)
+
+
+def test_predictions_and_scores(settings: Settings, tiny_bundle: Path, tmp_path: Path) -> None:
+    """All roles in each of two workers, killed three times: one prediction a session, one score a pair of sessions."""
+    settings = settings.but(bundle=tiny_bundle)
+    with fleet_of(settings, tmp_path, 2, ALL_ROLES) as fleet:
+        one, two = fleet.workers
+        victims = [(0.3, one, False), (0.5, two, True), (0.7, one, True)]
+        faults: list[Fault] = [
+            (share, once_ready(worker, fleet, lambda worker=worker, wipe=wipe: worker.kill(wipe)))
+            for share, worker, wipe in victims
+        ]
+        outcome = play(settings, fleet, Traffic(seed=18, events=6_000), faults, predicted=True)
+        check(outcome, fleet)
+        assert outcome.ledger.scores and len(fleet.ended) >= 3
+
+
+def test_roles_apart_and_frozen(settings: Settings, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Each role in a worker of its own; the predicting and the scoring one sleep and are killed."""
+    settings = settings.but(bundle=tiny_bundle)
+    workers = [Worker(settings, tmp_path / role, (role,)) for role in ALL_ROLES]
+    workers.append(Worker(settings, tmp_path / "predict2", ("predict",)))
+    _, predict, score, _ = workers
+    with Fleet(workers) as fleet:
+        fleet.start()
+        faults: list[Fault] = [
+            (0.3, once_ready(predict, fleet, lambda: freeze(predict, fleet))),
+            (0.5, once_ready(score, fleet, lambda: score.kill(wipe=True))),
+            (0.7, once_ready(predict, fleet, predict.kill)),
+            (0.8, once_ready(score, fleet, score.kill)),
+        ]
+        outcome = play(settings, fleet, Traffic(seed=19, events=6_000), faults, predicted=True)
+        check(outcome, fleet)
+
+
+def test_second_worker_on_the_same_state_directory(settings: Settings, tmp_path: Path) -> None:
+    """Two workers share a directory by mistake: the second refuses with the exit code of an unusable state."""
+    one, two = Worker(settings, tmp_path / "same", ROLES), Worker(settings, tmp_path / "same", ROLES)
+    with Fleet([one, two]):
+        one.start()
+        one.wait_ready()
+        two.start()
+        try:
+            assert two.wait(60) == 6
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the second worker runs on the first one's state:\n{two.tail()}")

@@ -1,0 +1,1 @@
+"""How models are made and judged. Imports `models`, and of `streams` only the wire types."""

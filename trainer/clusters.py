@@ -1,0 +1,59 @@
+"""K-means clusters of visitors on their mean page embeddings (HeTLM, section 1.4, step 2)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from models.routing import Router, page_costs
+from models.vocabulary import SPECIALS, Vocabulary
+from trainer.corpus import Corpus
+
+RESTARTS = 4
+
+
+def user_embeddings(corpus: Corpus, users: Sequence[int], tokens: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """Mean page embedding of each user's sessions before the last one, or of the only one: (users, D) float32.
+
+    The last session is a target and stays out; unknown pages do not count.
+    """
+    means = np.zeros((len(users), embeddings.shape[1]), dtype=np.float32)
+    for row, user in enumerate(users):
+        first, last = int(corpus.first[user]), int(corpus.first[user + 1])
+        end = last - 1 if last - first > 1 else last
+        seen = tokens[corpus.pages[corpus.starts[first] : corpus.starts[end]]]
+        seen = seen[seen >= len(SPECIALS)]
+        if len(seen):
+            means[row] = embeddings[seen].mean(axis=0)
+    return means
+
+
+def centroids(means: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """At most `clusters` centroids, the one with most users first: (K, D) float32."""
+    distinct = len(np.unique(means.round(6), axis=0))
+    fitted = KMeans(min(clusters, distinct), n_init=RESTARTS, random_state=seed).fit(means)
+    sizes = np.bincount(fitted.labels_, minlength=len(fitted.cluster_centers_))
+    order = np.argsort(-sizes, kind="stable")
+    kept: np.ndarray = fitted.cluster_centers_[order[sizes[order] > 0]].astype(np.float32)
+    return kept
+
+
+def make_costs(embeddings: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """The router's table for every token; special tokens cost nothing."""
+    costs = page_costs(embeddings, centers)
+    costs[: len(SPECIALS)] = 0.0
+    return costs
+
+
+def assign(corpus: Corpus, users: Sequence[int], router: Router) -> np.ndarray:
+    """Cluster of each user, from the sessions before the last one (or the only one)."""
+    found = np.zeros(len(users), dtype=np.int64)
+    for row, user in enumerate(users):
+        sessions = corpus.sessions(user)
+        found[row] = router.cluster(router.route([corpus.page_names(s) for s in (sessions[:-1] or sessions)]))
+    return found
+
+
+def router_of(vocabulary: Vocabulary, costs: np.ndarray) -> Router:
+    """The router before it has a digest."""
+    return Router(vocabulary.pages, costs[len(SPECIALS) :], "")

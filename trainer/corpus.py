@@ -1,0 +1,137 @@
+"""Session files as one ordered corpus: users, their sessions in time order, their pages."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainer.errors import TrainingError
+
+COLUMNS = ("user_id", "session_id", "number", "start_ms", "end_ms", "pages", "cart", "purchase")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """S sessions of U users, by user and start; sessions without a page are left out.
+
+    Pages of session s are `pages[starts[s]:starts[s + 1]]`, indices into `names`. Sessions of user u are
+    `first[u]` to `first[u + 1]`.
+    """
+
+    users: list[str]
+    first: np.ndarray  # (U + 1,)
+    session_ids: list[str]  # (S,)
+    starts: np.ndarray  # (S + 1,)
+    pages: np.ndarray  # (P,) int32
+    names: list[str]
+    cart: np.ndarray  # (S,) bool
+    purchase: np.ndarray  # (S,) bool
+    window_ms: tuple[int, int]  # first start, last end
+    digest: str  # of users, sessions and pages; tells whether a checkpoint belongs to this corpus
+
+    def sessions(self, user: int) -> range:
+        """Session indices of a user, oldest first."""
+        return range(int(self.first[user]), int(self.first[user + 1]))
+
+    def page_ids(self, session: int) -> np.ndarray:
+        """Page indices of a session."""
+        return self.pages[self.starts[session] : self.starts[session + 1]]
+
+    def page_names(self, session: int) -> list[str]:
+        """Page names of a session."""
+        return [self.names[page] for page in self.page_ids(session).tolist()]
+
+    def returning(self) -> list[int]:
+        """Users with at least two sessions: those with a target."""
+        return np.flatnonzero(np.diff(self.first) >= 2).tolist()
+
+
+def read_corpus(directory: Path) -> Corpus:
+    """All Parquet files below `directory`, or one file. Raises TrainingError when they are no sessions."""
+    table = pa.concat_tables(list(_tables(directory)))
+    table = table.filter(pc.greater(pc.list_value_length(table["pages"]), 0))
+    if table.num_rows == 0:
+        raise TrainingError(f"{directory} holds no session with a page. Cut sessions with `replay --sessions` first.")
+    order = pc.sort_indices(
+        table, sort_keys=[("user_id", "ascending"), ("start_ms", "ascending"), ("number", "ascending")]
+    )
+    table = table.take(order).combine_chunks()
+    lists = table["pages"].combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.chunk(0)
+    encoded = lists.flatten().dictionary_encode()
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    users = table["user_id"].combine_chunks().dictionary_encode()
+    if isinstance(users, pa.ChunkedArray):
+        users = users.chunk(0)
+    session_ids = table["session_id"].to_pylist()
+    user_codes = users.indices.to_numpy(zero_copy_only=False)
+    digest = hashlib.sha256("\n".join(session_ids).encode())
+    digest.update(codes.tobytes())
+    return Corpus(
+        users=users.dictionary.to_pylist(),
+        first=np.concatenate([[0], np.cumsum(np.bincount(user_codes, minlength=len(users.dictionary)))]),
+        session_ids=session_ids,
+        starts=np.concatenate([[0], np.cumsum(lengths)]),
+        pages=codes,
+        names=encoded.dictionary.to_pylist(),
+        cart=table["cart"].to_numpy(zero_copy_only=False).astype(bool),
+        purchase=table["purchase"].to_numpy(zero_copy_only=False).astype(bool),
+        window_ms=(pc.min(table["start_ms"]).as_py(), pc.max(table["end_ms"]).as_py()),
+        digest=digest.hexdigest(),
+    )
+
+
+def split(corpus: Corpus, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation users. Validation takes `share` of those with a target, at least 20 or a third of them.
+
+    Who comes first hangs on the user id alone. Raises TrainingError with fewer than two such users.
+    """
+    returning = corpus.returning()
+    if len(returning) < 2:
+        raise TrainingError(
+            f"{len(returning)} of {len(corpus.users)} users have two sessions or more, and two such users are needed: "
+            "a session is predicted from the ones before it. Give a longer stretch of the log, or a shorter gap."
+        )
+    count = max(round(share * len(returning)), min(20, len(returning) // 3), 1)
+    held = sorted(sorted(returning, key=lambda user: _place(f"{seed}:{corpus.users[user]}"))[:count])
+    chosen = np.isin(np.arange(len(corpus.users)), held)
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _place(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _tables(directory: Path) -> Iterator[pa.Table]:
+    if not directory.exists():
+        raise TrainingError(f"{directory} does not exist. Cut sessions into it with `replay --sessions` first.")
+    files = [directory] if directory.is_file() else sorted(directory.rglob("*.parquet"))
+    if not files:
+        raise TrainingError(f"{directory} holds no Parquet file. Cut sessions into it with `replay --sessions` first.")
+    for file in files:
+        try:
+            schema = pq.read_schema(file)
+            absent = [name for name in COLUMNS if name not in schema.names]
+            if absent:
+                raise TrainingError(
+                    f"{file} lacks the columns {', '.join(absent)}. Session files have {', '.join(COLUMNS)}."
+                )
+            table = pq.read_table(file, columns=list(COLUMNS), partitioning=None)
+            yield table.cast(_schema())
+        except (pa.ArrowException, OSError) as error:
+            raise TrainingError(
+                f"{file} cannot be read as sessions ({error}). Write it again, or take it out of the directory."
+            ) from None
+
+
+def _schema() -> pa.Schema:
+    text, number = pa.large_string(), pa.int64()
+    types = (text, text, number, number, number, pa.large_list(text), pa.bool_(), pa.bool_())
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
