@@ -15,53 +15,64 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 ATTENTION = "browsecast"
 
 
-class RolloutLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one decoder layer: (B, G, T, D) of the prompts, (B, G, R, S, D) of the rollouts' own tokens.
+class RolloutLayer(CacheLayerMixin):
+    """Keys and values of one decoder layer: (B, G, T, D) of the prompts, (B, G, S, D, R) of the rollouts' own tokens.
 
-    G counts key-value heads, S the most tokens a rollout can have.
+    G counts key-value heads, S the most tokens a rollout can have. Rollouts lie last, so that sums over D and S run
+    over whole vectors of rollouts.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None, rollouts: int, steps: int) -> None:
         super().__init__()
         batch, groups, _, width = keys.shape
         self.prompt_keys, self.prompt_values, self.bias = keys, values, bias
-        self.own_keys = keys.new_empty(batch, groups, rollouts, steps, width)
+        self.own_keys = keys.new_empty(batch, groups, steps, width, rollouts)
         self.own_values = torch.empty_like(self.own_keys)
         self.length = 0
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Add a token to each rollout, (B, G, R, D); the attention then gets this layer in place of its keys."""
-        self.own_keys[:, :, :, self.length] = key_states
-        self.own_values[:, :, :, self.length] = value_states
+        self.own_keys[:, :, self.length] = key_states.transpose(-1, -2)
+        self.own_values[:, :, self.length] = value_states.transpose(-1, -2)
         self.length += 1
         return self, self
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """Attention of (B, H, R, D) queries to prompt and own tokens -> (B, R, H, D)."""
         batch, heads, rollouts, width = query.shape
-        groups = self.own_keys.shape[1]
-        q = query.view(batch, groups, heads // groups, rollouts, width).transpose(2, 3) * scaling  # (B, G, R, H/G, D)
-        flat = q.reshape(batch, groups, -1, width)  # (B, G, R * H/G, D)
-        own_keys, own_values = self.own_keys[..., : self.length, :], self.own_values[..., : self.length, :]
-        prompt = flat @ self.prompt_keys.transpose(-1, -2)  # (B, G, R * H/G, T)
+        groups, length = self.prompt_keys.shape[1], self.prompt_keys.shape[2]
+        share = heads // groups  # query heads of a key-value head
+        query = query * scaling
+        q = query.reshape(batch, groups, share * rollouts, width)
+        prompt = q @ self.prompt_keys.transpose(-1, -2)  # (B, G, H/G * R, T)
         if self.bias is not None:
-            prompt = prompt + self.bias
-        prompt = prompt.view(*q.shape[:-1], -1)
-        own = (q.unsqueeze(-2) * own_keys.unsqueeze(-3)).sum(-1)  # (B, G, R, H/G, S)
-        weights = softmax(torch.cat([prompt, own], dim=-1), dim=-1, dtype=torch.float32).to(q.dtype)
-        length = prompt.shape[-1]
-        seen = weights[..., :length].reshape(batch, groups, -1, length) @ self.prompt_values
-        seen = seen.view(q.shape) + (weights[..., length:].unsqueeze(-1) * own_values.unsqueeze(-3)).sum(-2)
-        return seen.permute(0, 2, 1, 3, 4).reshape(batch, rollouts, heads, width)
+            prompt += self.bias
+        own_q = query.view(batch, groups, share, rollouts, width).permute(0, 1, 4, 2, 3).contiguous()
+        own = (self.own_keys[:, :, : self.length].unsqueeze(-2) * own_q.unsqueeze(2)).sum(3)  # (B, G, S, H/G, R)
+        scores = torch.cat([prompt, own.flatten(3).transpose(-1, -2)], dim=-1)
+        weights = softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)  # (B, G, H/G * R, T + S)
+        seen = weights[..., :length] @ self.prompt_values  # (B, G, H/G * R, D)
+        own_weights = weights[..., length:].transpose(-1, -2).contiguous()
+        own_weights = own_weights.view(batch, groups, self.length, 1, share, rollouts)
+        own_seen = (self.own_values[:, :, : self.length].unsqueeze(-2) * own_weights).sum(2)  # (B, G, D, H/G, R)
+        seen += own_seen.flatten(3).transpose(-1, -2)
+        return seen.view(batch, heads, rollouts, width).transpose(1, 2).contiguous()
 
     def keep(self, rows: Tensor, columns: Tensor) -> None:
         """Go on with the prompts `rows` (B',) and of each only the rollouts `columns` (B', R')."""
         if self.bias is not None:
             self.bias = self.bias[rows]
         self.prompt_keys, self.prompt_values = self.prompt_keys[rows], self.prompt_values[rows]
-        self.own_keys = self.own_keys.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)
-        self.own_values = self.own_values.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)
+        self.own_keys = self._kept(self.own_keys, rows, columns)
+        self.own_values = self._kept(self.own_values, rows, columns)
+
+    def _kept(self, own: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        _, groups, steps, width, _ = own.shape
+        kept = own.new_empty(len(rows), groups, steps, width, columns.shape[1])
+        index = columns[:, None, None, None, :].expand(-1, groups, self.length, width, -1)
+        kept[:, :, : self.length] = own[rows, :, : self.length].gather(4, index)
+        return kept
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the layer is made with its prompts."""
@@ -76,7 +87,7 @@ class RolloutLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def get_max_length(self) -> int:
         """Most tokens, the prompt's padding included."""
-        return int(self.prompt_keys.shape[2] + self.own_keys.shape[3])
+        return int(self.prompt_keys.shape[2] + self.own_keys.shape[2])
 
 
 def rollout_cache(prefill: DynamicCache, lengths: Tensor, rollouts: int, steps: int) -> Cache:

@@ -71,9 +71,7 @@ def load_bundle(path: Path, device: Device = "auto") -> Bundle:
     if router.width != config.clusters:
         raise BundleRefused(path, SELECTOR, f"{router.width} clusters, but {CONFIG} says {config.clusters}")
     target = pick_device(device)
-    predictor = Separate(
-        [LanguageModel(_model(verified, k, len(vocabulary)), target) for k in range(config.clusters)]
-    )
+    predictor = Separate([LanguageModel(_model(verified, k, len(vocabulary)), target) for k in range(config.clusters)])
     heads = [
         _head(verified, outcome, name, vocabulary, tensors[OUTCOMES])
         for name, outcome in (("cart", config.cart), ("purchase", config.purchase))
@@ -134,7 +132,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _tensors(verified: Verified, name: str) -> dict[str, torch.Tensor]:
     try:
-        tensors = safetensors.torch.load(verified.read(name))
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(verified.read(name))
     except SafetensorError as error:
         raise BundleRefused(verified.root, name, f"not a safetensors file ({error})") from None
     for key, tensor in tensors.items():

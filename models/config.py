@@ -14,6 +14,7 @@ EMBEDDINGS = "embeddings.safetensors"
 SELECTOR = "selector.safetensors"
 OUTCOMES = "outcomes.safetensors"
 CARD = "README.md"
+KIND = "browsecast-bundle"
 FORMAT = 1
 
 
@@ -48,7 +49,7 @@ class Outcome(msgspec.Struct, frozen=True):
 class BundleConfig(msgspec.Struct, frozen=True):
     """config.json. `clusters` predictors of the kind `backend`; `selector` says what the routing sums mean."""
 
-    kind: str  # "browsecast-bundle"
+    kind: str
     format: int
     created: str  # UTC, ISO 8601
     selector: str  # "kmeans"
@@ -69,11 +70,11 @@ def decode_config(verified: Verified) -> BundleConfig:
     content = verified.read(CONFIG)
     try:
         head = msgspec.json.decode(content, type=dict[str, Any])
-        if head.get("kind") != "browsecast-bundle" or head.get("format") != FORMAT:
+        if head.get("kind") != KIND or head.get("format") != FORMAT:
             raise BundleRefused(
                 verified.root,
                 CONFIG,
-                f"kind {head.get('kind')!r}, format {head.get('format')!r}; this version reads 'browsecast-bundle', {FORMAT}",
+                f"kind {head.get('kind')!r}, format {head.get('format')!r}; this version reads {KIND!r}, {FORMAT}",
                 "Update Browsecast or train again.",
             )
         config = msgspec.convert(head, BundleConfig)
@@ -82,7 +83,10 @@ def decode_config(verified: Verified) -> BundleConfig:
     for field, value, known in (("selector", config.selector, "kmeans"), ("backend", config.backend, "separate")):
         if value != known:
             raise BundleRefused(
-                verified.root, CONFIG, f"{field} {value!r} is unknown; this version reads {known!r}", "Update Browsecast."
+                verified.root,
+                CONFIG,
+                f"{field} {value!r} is not {known!r}, which this version reads",
+                "Update Browsecast.",
             )
     return config
 

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from models.attention import ATTENTION, rollout_cache
 from models.vocabulary import BOS, EOS, PAD, UNK
+
+disable_progress_bar()  # of loading and saving; a caller shows its own
 
 ARCHITECTURES = ("opt", "qwen2", "llama")
 SMALLEST_BUCKET = 64
@@ -98,6 +101,7 @@ class LanguageModel:
         if dtype is None:
             dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.model = model.to(device=self.device, dtype=dtype).eval()
+        self._base, self._head = model.base_model, model.get_output_embeddings()
         self.size = int(model.config.vocab_size)
         never = torch.zeros(self.size, device=self.device)
         never[[PAD, BOS, UNK]] = -torch.inf
@@ -149,12 +153,12 @@ class LanguageModel:
 
     def hidden(self, tokens: Tensor, **context: Any) -> Tensor:
         """Last hidden states, (B, T) -> (B, T, D)."""
-        states: Tensor = self.model.base_model(input_ids=tokens, **context)[0]
+        states: Tensor = self._base(input_ids=tokens, **context)[0]
         return states
 
     def head(self, states: Tensor) -> Tensor:
         """Hidden states to float32 logits."""
-        logits: Tensor = self.model.get_output_embeddings()(states)
+        logits: Tensor = self._head(states)
         return logits.float()
 
 
@@ -202,11 +206,11 @@ class _Decoder:
     def advance(self, logits: Tensor, step: int) -> Tensor:
         """Add this step's first passages and draw a token for each rollout: (B, R+1, V) -> (B, R+1)."""
         p = torch.softmax(logits, dim=-1)
-        self.sums.index_add_(0, self.rows, (p * self.unseen).sum(1))
         self.hits.index_add_(0, self.rows, ((p @ self.marks.T) * self.unmet).sum(1))
         cumulative = p.cumsum(-1)
         threshold = self.draws[:, :, step, None] * cumulative[..., -1:]
         tokens = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=self.lm.size - 1).squeeze(-1)
+        self.sums.index_add_(0, self.rows, p.mul_(self.unseen).sum(1))
         tokens[:, 0] = logits[:, 0].argmax(-1)
         tokens.masked_fill_(self.ended, EOS)
         self.ended = tokens == EOS

@@ -78,7 +78,7 @@ def open_manifest(path: Path) -> Verified:
         raise BundleRefused(path, MANIFEST, f"not a manifest ({error})") from None
     if manifest.format != FORMAT:
         raise BundleRefused(
-            path, MANIFEST, f"format {manifest.format}, this version reads {FORMAT}", "Update Browsecast or train again."
+            path, MANIFEST, f"format {manifest.format}; this version reads {FORMAT}", "Update Browsecast or train anew."
         )
     return Verified(root, manifest, f"sha256:{hashlib.sha256(content).hexdigest()}")
 

@@ -45,17 +45,22 @@ class OutcomeHead:
         """Calibrated probability from rollouts and own rate, strictly inside (0, 1)."""
         o = self.outcome
         score = o.bias + o.rollout_weight * logit(rolled) + o.own_weight * logit(own)
-        return np.clip(sigmoid(score), EDGE, 1.0 - EDGE)
+        return _inside(sigmoid(score))
 
     def fallback(self, own: np.ndarray) -> np.ndarray:
         """Calibrated probability from the own rate alone, strictly inside (0, 1)."""
         score = self.outcome.fallback_bias + self.outcome.fallback_own_weight * logit(own)
-        return np.clip(sigmoid(score), EDGE, 1.0 - EDGE)
+        return _inside(sigmoid(score))
+
+
+def _inside(p: np.ndarray) -> np.ndarray:
+    kept: np.ndarray = np.clip(p, EDGE, 1.0 - EDGE)
+    return kept
 
 
 def logit(p: np.ndarray) -> np.ndarray:
     """Log-odds, with p kept away from 0 and 1."""
-    p = np.clip(p, EDGE, 1.0 - EDGE)
+    p = _inside(p)
     odds: np.ndarray = np.log(p) - np.log1p(-p)
     return odds
 

@@ -77,9 +77,8 @@ def load_router(bundle_path: Path) -> Router:
 def make_router(bundle_path: Path, vocabulary: Vocabulary, costs: np.ndarray, digest: str) -> Router:
     """A router from verified parts. `costs` (V, K) has a row for every token. Raises BundleRefused."""
     if costs.ndim != 2 or costs.shape[0] != len(vocabulary) or costs.shape[1] < 1 or costs.dtype != np.float64:
-        raise BundleRefused(
-            bundle_path, SELECTOR, f"`costs` is {costs.shape} {costs.dtype}, but {VOCABULARY} has {len(vocabulary)} tokens"
-        )
+        what = f"`costs` is {costs.shape} {costs.dtype}, but {VOCABULARY} has {len(vocabulary)} tokens"
+        raise BundleRefused(bundle_path, SELECTOR, what)
     if not np.isfinite(costs).all():
         raise BundleRefused(bundle_path, SELECTOR, "`costs` holds NaN or infinite numbers")
     return Router(vocabulary.pages, costs[len(SPECIALS) :], digest)

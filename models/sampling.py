@@ -14,7 +14,7 @@ def uniforms(seeds: Sequence[str], rollouts: int, steps: int) -> np.ndarray:
     starts = [int.from_bytes(hashlib.blake2b(seed.encode(errors="replace"), digest_size=8).digest()) for seed in seeds]
     counters = np.arange(rollouts, dtype=np.uint64)[:, None] * np.uint64(1 << 16) + np.arange(steps, dtype=np.uint64)
     golden = np.uint64(0x9E3779B97F4A7C15)
-    x = np.array(starts, dtype=np.uint64)[:, None, None] + (counters + np.uint64(1)) * golden
+    x: np.ndarray = np.array(starts, dtype=np.uint64)[:, None, None] + (counters + np.uint64(1)) * golden
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)

@@ -16,8 +16,8 @@ def own_frequencies(counts: np.ndarray, sessions: np.ndarray, shares: np.ndarray
 
 def shrink(marginals: np.ndarray, rollouts: int, prior: np.ndarray, weight: float) -> np.ndarray:
     """q = (count + lambda prior) / (R + lambda), with count = R * marginal. (B, V) -> (B, V)."""
-    q: np.ndarray = (marginals * rollouts + weight * prior) / (rollouts + weight)
-    return np.clip(q, 0.0, 1.0)
+    q: np.ndarray = np.clip((marginals * rollouts + weight * prior) / (rollouts + weight), 0.0, 1.0)
+    return q
 
 
 def set_size(q: np.ndarray, total: np.ndarray) -> np.ndarray:

@@ -35,10 +35,18 @@ MARK = ".browsecast-demo"
 SHOP, NASA = "demo shop", "NASA 1995"
 SHOP_START_MS = 805_000_000_000  # 6 July 1995, after the excerpt of NASA's log, so that one worker can play both
 SHOP_DAYS, SHOP_PAST_DAYS = 35.0, 21.0
-NASA_PAST_MS = 2 * HOUR_MS
+NASA_PAST_MS = HOUR_MS
 SEED = 1
 PARTITIONS = 4
-TRAINING: dict[str, Any] = {"clusters": 5, "epochs": 8, "fine_tune_epochs": 2, "minutes": 1.5, "seed": SEED}
+TRAINING: dict[str, Any] = {
+    "clusters": 5,
+    "epochs": 10,
+    "fine_tune_epochs": 2,
+    "batch": 16,
+    "validation_share": 0.12,
+    "minutes": 2.0,
+    "seed": SEED,
+}
 # The in-process broker keeps 5 MiB a partition, so the log waits for the worker.
 AHEAD_EVENTS, AHEAD_SESSIONS = 4_000, 400
 CHECK_EVENTS = 500

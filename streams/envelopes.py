@@ -13,6 +13,7 @@ A path goes down by dots. In a list a number is a place (`items.0.price`), a nam
 goes on in its `value`, of which the one filled `..._value` counts (`event_params.page_location`).
 """
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -137,9 +138,10 @@ def _converted(field: str, value: Any) -> Any:
         return str(value)
     if field == "price" and isinstance(value, str):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
             return value
+        return number if math.isfinite(number) else value
     return value
 
 

@@ -17,6 +17,7 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_NAME = 2_048  # characters of a page or a user id: they are kept in the state
 OLDEST_MS = 631_152_000_000  # 1990-01-01
+CACHED_MARKS = 65_536
 NEWEST_MS = 253_402_300_799_999  # 9999-12-31
 
 
@@ -51,35 +52,44 @@ class EventDecoder:
     """Decodes, checks and names events; `profile` names pages and says what means cart and purchase."""
 
     def __init__(self, profile: SiteProfile, ahead_ms: int) -> None:
-        self._profile, self._ahead_ms = profile, ahead_ms
-        self._marks: dict[tuple[str, str], int] = {}
+        self._profile, self._ahead_ms, self._names_pages = profile, ahead_ms, profile.names_pages
+        self._marks: dict[tuple[str | None, str], int] = {}
 
     def decode(self, key: bytes, value: bytes, timestamp_ms: int) -> tuple[Event, int]:
         """The event and its outcome bits. `timestamp_ms`: the record's Kafka timestamp. Raises `BadEvent`."""
         raw = self._parse(value)
-        ts = raw.ts if isinstance(raw.ts, int) else _from_iso(raw.ts)
-        check_names(raw.user_id, raw.page)
-        if raw.user_id.encode() != key:
-            raise BadEvent("key_mismatch", "check", f"the record's key {_text(key)} differs from user_id {raw.user_id!r}")
-        check_time(ts, timestamp_ms, self._ahead_ms)
-        event_type = raw.type or "view"
-        named = self._profile.resolve(raw.page, raw.item_id, raw.category, event_type)
-        if named is None:
-            raise BadEvent("ignored_page", "profile", f"the site profile says that page {raw.page!r} is no click")
+        user_id, ts, page = raw.user_id, raw.ts, raw.page
+        if not isinstance(ts, int):
+            ts = _from_iso(ts)
+        if not user_id or not page or len(user_id) > MAX_NAME or len(page) > MAX_NAME:
+            _refuse_name(user_id, page)
+        if user_id.encode() != key:
+            raise BadEvent("key_mismatch", "check", f"the record's key {_text(key)} differs from user_id {user_id!r}")
+        if not OLDEST_MS <= ts <= timestamp_ms:
+            check_time(ts, timestamp_ms, self._ahead_ms)
+        if raw.attributes is not None:
+            _check_attributes(raw.attributes)
+        event_type, item_id, category = raw.type or "view", raw.item_id, raw.category
+        if self._names_pages:
+            named = self._profile.resolve(page, item_id, category, event_type)
+            if named is None:
+                raise BadEvent("ignored_page", "profile", f"the site profile says that page {page!r} is no click")
+            page, item_id, category, _ = named
         event = Event(
-            raw.user_id, ts, named.page, raw.event_id or None, event_type, named.item_id, raw.price,
-            named.category, raw.query, raw.device, raw.attributes,
+            user_id, ts, page, raw.event_id or None, event_type, item_id, raw.price,
+            category, raw.query, raw.device, raw.attributes,
         )  # fmt: skip
-        return event, self.mark(named.page, event_type)
+        return event, self._mark(page, event_type)
 
-    def mark(self, page: str, event_type: str) -> int:
-        """CART and PURCHASE bits of a page's name and an event's type."""
-        mark = self._marks.get((page, event_type))
+    def _mark(self, page: str, event_type: str) -> int:
+        """CART and PURCHASE bits; a profile without patterns decides by the type alone."""
+        place = (page if self._names_pages else None, event_type)
+        mark = self._marks.get(place)
         if mark is None:
             cart, purchase = self._profile.outcome(page, event_type)
             mark = cart * CART | purchase * PURCHASE
-            if len(self._marks) < 65_536:
-                self._marks[page, event_type] = mark
+            if len(self._marks) < CACHED_MARKS:
+                self._marks[place] = mark
         return mark
 
     def _parse(self, value: bytes) -> _Raw:
@@ -107,8 +117,7 @@ def check_key(key: bytes | None) -> bytes:
     return key
 
 
-def check_names(user_id: str, page: str) -> None:
-    """User id and page must be there, and short enough to be kept. Raises `BadEvent`."""
+def _refuse_name(user_id: str, page: str) -> None:
     for name, value in (("user_id", user_id), ("page", page)):
         if not value:
             raise BadEvent("missing_field", "check", f"{name} is empty")
@@ -126,6 +135,14 @@ def check_time(ts: int, timestamp_ms: int, ahead_ms: int) -> None:
         )
 
 
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    """A held event is kept as MessagePack, which knows no integers beyond 64 bits."""
+    try:
+        msgspec.msgpack.encode(attributes)
+    except OverflowError:
+        raise BadEvent("wrong_type", "check", "attributes holds an integer beyond 64 bits; write it as text") from None
+
+
 def _second_look(value: bytes, error: Exception) -> _Raw:
     """Slower, for what the quick way refused: another envelope, or the reason in words."""
     document = _document(value)
@@ -136,7 +153,9 @@ def _second_look(value: bytes, error: Exception) -> _Raw:
     if flat is None:
         _refuse(error)
     try:
-        return msgspec.convert(flat, _Raw)
+        return _decode(msgspec.json.encode(flat))
+    except UnicodeEncodeError as wrong:
+        raise BadEvent("invalid_json", "decode", f"the value holds half a character: {wrong}") from None
     except msgspec.ValidationError as wrong:
         _refuse(wrong)
 

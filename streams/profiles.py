@@ -81,6 +81,11 @@ class SiteProfile:
         return cls(_decode(text, f"ready profile {name}"), f"ready profile {name}")
 
     @property
+    def names_pages(self) -> bool:
+        """Whether the profile says anything of pages; if not, names stay as given and the type alone means outcomes."""
+        return self._file.pages != type(self._file.pages)() or bool(self._file.rewrite or self._file.product)
+
+    @property
     def log(self) -> LogFormat:
         """How the log is read."""
         return self._file.log

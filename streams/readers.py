@@ -24,8 +24,8 @@ from streams.wire import Event
 # or \x22; a request may lack its protocol (HTTP/0.9) and, in old logs, hold blanks.
 ACCESS_LINE = re.compile(
     r"(\S+) \S+ (\S+) \[(\d\d/\w\w\w/\d{4}:\d\d:\d\d):(\d\d) ([+-]\d{4})\] "
-    r'"([A-Z]+) ((?:[^"\\ ]|\\.)+|(?:[^"\\]|\\.)+?)(?: HTTP/[\d.]+)?" (\d{3}) (?:\d+|-)(?=\s|$)'
-    r'(?: "(?:[^"\\]|\\.)*" "((?:[^"\\]|\\.)*)"|(?! "))'  # a line cut within them is damaged
+    r'"([A-Z]+) ([^"\\ ]+|(?:[^"\\]|\\.)+?)(?: HTTP/[\d.]+)?" (\d{3}) (?:\d+|-)(?=\s|$)'
+    r'(?: "[^"\\]*(?:\\.[^"\\]*)*" "([^"\\]*(?:\\.[^"\\]*)*)"|(?! "))'  # a line cut within them is damaged
 )
 NO_LOGIN = "-"
 

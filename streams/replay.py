@@ -162,20 +162,21 @@ def record_ms(ts: int) -> int:
 
 
 class _Pace:
-    """Lets event time run at `speed`; `nap` is called to wait."""
+    """Lets event time run at `speed`; `nap` is called to wait, `clock` tells the seconds."""
 
-    def __init__(self, speed: float | None, nap: Callable[[float], None]) -> None:
-        self._speed, self._nap = speed, nap
+    def __init__(
+        self, speed: float | None, nap: Callable[[float], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._speed, self._nap, self._clock = speed, nap, clock
         self._start: tuple[float, int] | None = None
 
     def wait(self, ts: int) -> None:
         """Return when it is time for an event of `ts`."""
         if self._speed is None:
             return
-        now = time.monotonic()
-        started, first = self._start = self._start or (now, ts)
+        started, first = self._start = self._start or (self._clock(), ts)
         due = started + (ts - first) / 1_000 / self._speed
-        while (rest := due - time.monotonic()) > 0:
+        while (rest := due - self._clock()) > 0:
             self._nap(min(max(rest, 0.001), NAP_S))  # the producer counts in milliseconds: less would spin
 
 

@@ -1,8 +1,10 @@
 """Sessions as Parquet, in the columns that the trainer, pandas and DuckDB read."""
 
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -26,6 +28,7 @@ SCHEMA = pyarrow.schema(
         pyarrow.field("items", pyarrow.list_(pyarrow.string())),  # null where no event had an item
     ]
 )
+_row = attrgetter(*SCHEMA.names)
 
 
 class SessionWriter:
@@ -39,7 +42,7 @@ class SessionWriter:
         """Raises `UsageError` if the directory cannot be made, or holds other Parquet files."""
         self._path = directory / FILE
         self._partial = directory / f".{FILE}.partial"
-        self._waiting: list[Session] = []
+        self._waiting: list[tuple[Any, ...]] = []  # only the columns: a session's context may be large
         self.written = 0  # sessions so far
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -53,13 +56,13 @@ class SessionWriter:
     def write(self, sessions: Iterable[Session]) -> None:
         """Take some more sessions."""
         before = len(self._waiting)
-        self._waiting.extend(sessions)
+        self._waiting.extend(_row(session) for session in sessions)
         self.written += len(self._waiting) - before
         if len(self._waiting) >= GROUP_SESSIONS:
             self._flush()
 
     def _flush(self) -> None:
-        columns = [[getattr(session, field.name) for session in self._waiting] for field in SCHEMA]
+        columns = zip(*self._waiting, strict=True) if self._waiting else ([] for _ in SCHEMA)
         arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         self._file.write_table(pyarrow.Table.from_arrays(arrays, schema=SCHEMA))
         self._waiting = []

@@ -113,7 +113,7 @@ class Sessionizer:
         user = self._load(key)
         id_hash = event_id_hash(event, offset)
         watermark = self._watermark
-        if event.event_id is not None and (is_duplicate(user, id_hash) or self._holds(id_hash)):
+        if event.event_id is not None and (is_duplicate(user, id_hash) or (self._held and self._holds(key, id_hash))):
             fate = Fate.DUPLICATE
         elif watermark is not None and event.ts > watermark + self.policy.ahead_ms:
             fate = self._hold(key, event, mark, offset, id_hash)
@@ -134,10 +134,13 @@ class Sessionizer:
         clock = self.clock
         if clock.high_ms is None or event.ts > clock.high_ms:
             clock.high_ms = event.ts
-            clock.ahead.clear()
-            self._set_watermark()
-            self.advance()
-            user = self._load(key)
+            if clock.ahead:
+                clock.ahead.clear()
+            self._watermark = event.ts - policy.grace_ms
+            if self._due and self._due[0][0] < self._watermark:
+                self.advance()
+            if not user.open:
+                user = self._load(key)  # silent for too long by now, perhaps
         watermark = self._watermark
         assert watermark is not None
         before = len(user.open)
@@ -219,8 +222,8 @@ class Sessionizer:
 
     # ---------------------------------------------------------------- held events
 
-    def _holds(self, id_hash: bytes) -> bool:
-        return any(held.id_hash == id_hash for held in self._held)
+    def _holds(self, key: bytes, id_hash: bytes) -> bool:
+        return any(held.id_hash == id_hash and held.key == key for held in self._held)
 
     def _hold(self, key: bytes, event: Event, mark: int, offset: int, id_hash: bytes) -> Fate:
         policy, clock = self.policy, self.clock

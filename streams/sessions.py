@@ -118,7 +118,12 @@ def event_id_hash(event: Event, offset: int) -> bytes:
 
 def is_duplicate(user: User, id_hash: bytes) -> bool:
     """Whether the event is in an open session, or among the last events of the closed ones."""
-    return id_hash in user.recent or any(id_hash in visit.ids for visit in user.open)
+    if id_hash in user.recent:
+        return True
+    for visit in user.open:  # a plain loop: this runs for every event
+        if id_hash in visit.ids:
+            return True
+    return False
 
 
 def is_too_fast(user: User, event: Event, policy: Policy) -> bool:
@@ -135,7 +140,13 @@ def step(user: User, event: Event, id_hash: bytes, mark: int, watermark: int, po
     Sessions that are due at `watermark` must have been taken out before (`close_due`).
     """
     ts, gap = event.ts, policy.gap_ms
-    near = [v for v in user.open if v.ts[0] - gap <= ts <= v.ts[-1] + gap]
+    opened = user.open
+    if len(opened) == 1 and opened[0].ts[-1] <= ts <= opened[0].ts[-1] + gap and ts >= watermark:  # the usual case
+        _append(opened[0], event, id_hash, mark)
+        if ts > user.last_ms:
+            user.last_ms = ts
+        return Fate.ACCEPTED
+    near = [v for v in opened if v.ts[0] - gap <= ts <= v.ts[-1] + gap]
     if ts < watermark and not _may_join_behind(user, near, ts, gap):
         return Fate.LATE
     if ts > user.last_ms:
@@ -163,9 +174,17 @@ def _start(visit: Visit) -> int:
     return visit.ts[0]
 
 
+def _append(visit: Visit, event: Event, id_hash: bytes, mark: int) -> None:
+    visit.ts.append(event.ts)
+    visit.pages.append(event.page)
+    visit.items.append(event.item_id)
+    visit.marks += b"\0" if not mark else bytes((mark,))
+    visit.ids += id_hash
+
+
 def _insert(visit: Visit, event: Event, id_hash: bytes, mark: int) -> None:
     ts = event.ts
-    at = len(visit.ts) if ts >= visit.ts[-1] else bisect_right(visit.ts, ts)
+    at = bisect_right(visit.ts, ts)
     visit.ts.insert(at, ts)
     visit.pages.insert(at, event.page)
     visit.items.insert(at, event.item_id)

@@ -63,7 +63,8 @@ class BatchConsumer(driver.Consumer):
     def __post_init__(self) -> None:
         """Called by Faust at the end of its constructor."""
         self._next: dict[TP, int] = {}  # where delivery stands
-        self._token = 0  # a fetch begun before the last seek is void
+        self._settled = False  # whether the last seek is done: nothing is fetched before
+        self.token = 0  # a fetch or a delivery begun before the last rebalance is void
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -75,19 +76,34 @@ class BatchConsumer(driver.Consumer):
     async def verify_all_partitions_active(self) -> None:
         """Faust's own watch on acks does not fit; ours watches lag against progress."""
 
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """A rebalance begins: what is under way from here on belongs to nobody."""
+        self._unsettle()
+        await super().on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """New partitions: Faust lets the flow go on before their state is restored; we do not."""
+        self._unsettle()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    def _unsettle(self) -> None:
+        self._settled = False
+        self.token += 1
+
     async def perform_seek(self) -> None:
         """The input position is part of the state: go on where it ends, whatever the group's offset says."""
+        token = self.token
         known = self.app.engine.positions()
         fresh = [tp for tp, position in known.items() if position is None]
         earliest = await self.earliest_offsets(*fresh) if fresh else {}
         start = {tp: earliest.get(tp, 0) if position is None else position for tp, position in known.items()}
+        self._next = dict(start)
         if start:
             await self.seek_wait(start)
-        self._next = dict(start)
-        self._token += 1
+        self._settled = token == self.token  # else the next rebalance has begun already
 
     async def _rewind(self, records: Mapping[TP, list[ConsumerRecord]]) -> None:
-        """Records were fetched for an assignment that is gone: fetch again from where delivery stands."""
+        """The records were not all delivered: fetch again from where delivery stands."""
         back = {tp: self._next[tp] for tp in records if tp in self._next and tp in self.assignment()}
         if back:
             await self.seek_wait(back)
@@ -100,12 +116,14 @@ class BatchConsumer(driver.Consumer):
             tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         for channel in self.app.topics._tp_index[tp]:
-            await channel.queue.put(Event(self.app, None, records, None, message))
+            await channel.queue.put(Event(self.app, None, (self.token, records), None, message))
 
     async def _drain_messages(self, fetcher: Any) -> None:
         while not (self._stopped.is_set() or fetcher._stopped.is_set()):
-            await asyncio.sleep(0)
-            token = self._token
+            await asyncio.sleep(0 if self._settled else 0.01)
+            if not self._settled:
+                continue
+            token = self.token
             try:
                 records, _ = await self._wait_next_records(1.0)
             except (asyncio.CancelledError, *self.consumer_stopped_errors):
@@ -114,19 +132,21 @@ class BatchConsumer(driver.Consumer):
                 raise
             if not records or self.should_stop:
                 continue
-            if not self.flow_active or token != self._token:
+            if not await self._hand_over(records, token):
                 await self._rewind(records)
-                continue
-            for tp, fetched in records.items():
-                await self._hand_over(TP(*tp), fetched, token)
 
-    async def _hand_over(self, tp: TP, fetched: list[ConsumerRecord], token: int) -> None:
-        for start in range(0, len(fetched), DELIVERED_RECORDS):
-            part = fetched[start : start + DELIVERED_RECORDS]
-            await self.wait_first(self._deliver(tp, part), self.suspend_flow.wait())
-            if not self.flow_active or token != self._token:
-                return  # the seek that follows goes back to the state's position
-            self._next[tp] = part[-1].offset + 1
+    async def _hand_over(self, records: Mapping[TP, list[ConsumerRecord]], token: int) -> bool:
+        """Deliver in parts; False when a rebalance came between, so that some were not delivered, or to nobody."""
+        for tp, fetched in records.items():
+            for start in range(0, len(fetched), DELIVERED_RECORDS):
+                if not self.flow_active or token != self.token:
+                    return False
+                part = fetched[start : start + DELIVERED_RECORDS]
+                await self.wait_first(self._deliver(TP(*tp), part), self.suspend_flow.wait())
+                if not self.flow_active or token != self.token:
+                    return False
+                self._next[TP(*tp)] = part[-1].offset + 1
+        return True
 
     def progress(self, tp: TP) -> tuple[int, int, int] | None:
         """(position, end, time of the last answer in epoch ms) of a partition; None before the first answer."""
@@ -234,7 +254,9 @@ def _agent(app: RoleApp, topic: str) -> None:
     async def read(stream: Any) -> None:
         async for event in stream.noack().events():
             try:
-                await app.engine.feed(event.message.partition, topic, event.value)
+                token, records = event.value
+                if token == app.consumer.token:
+                    await app.engine.feed(event.message.partition, topic, records)
             except Exception as error:  # Faust would restart the agent and lose the batch
                 app.engine.fail(error)
                 raise

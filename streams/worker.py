@@ -34,8 +34,11 @@ def run(settings: Settings, roles: Sequence[str]) -> None:
     logs.configure(settings.log_level)
     logging.getLogger("streams.transport").setLevel(logging.WARNING)  # the narration of Faust services
     gc.set_threshold(*GC_THRESHOLD)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Worker(settings, roles).run())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(Worker(settings, roles).run())
+    finally:
+        gc.unfreeze()
 
 
 class Worker:
@@ -123,9 +126,11 @@ class Worker:
                 "or leave the role out: browsecast worker --role sessionize --role score"
             )
         from models.bundle import is_out_of_memory, load_bundle
+        from models.visit import Visit
         from streams.predict import Predict
 
         model = load_bundle(self.settings.bundle, self.settings.device)
+        model.forecast([Visit("warm-up", [["/"]])])  # the first forecast sets up what all later ones use
         log.info("bundle loaded", version=model.version, digest=model.digest)
         return Predict(self.settings, self.metrics, model, is_out_of_memory)
 
@@ -134,7 +139,7 @@ class Worker:
         gc.freeze()
         for app in self._apps:
             app.finalize()
-            await app.maybe_start()
+        await asyncio.gather(*(app.maybe_start() for app in self._apps))
         tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
         tasks.append(asyncio.create_task(self._watch()))
         for task in tasks:

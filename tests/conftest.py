@@ -54,3 +54,22 @@ def settings_for(kafka: Kafka, request: pytest.FixtureRequest, tmp_path: Path) -
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One real model bundle for all tests, made in seconds."""
     return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def sessionize_settings(settings_for: Callable[..., Settings]) -> Callable[[], Settings]:
+    """Deployments with short gaps and timeouts, in which only the log moves time."""
+
+    def make() -> Settings:
+        return settings_for(
+            partitions=4,
+            gap_ms=60_000,
+            grace_ms=10_000,
+            ahead_ms=600_000,
+            session_timeout_ms=6_000,
+            clock="log",
+            flush_ms=200,
+            flush_events=500,
+        )
+
+    return make

@@ -157,7 +157,7 @@ def cut_of(session: dict[str, Any]) -> Cut:
 
 def _differences(what: str, wanted: Iterable[Any], came: Iterable[Any]) -> list[str]:
     """Missing, and extra or repeated, by content and number."""
-    want, have = Counter(wanted), Counter(came)
+    want, have = Counter(list(wanted)), Counter(list(came))  # of lists: a Counter takes the values of a dict for counts
     missing = [f"{what} missing {times}x: {one}" for one, times in (want - have).items()]
     return missing + [f"{what} extra {times}x: {one}" for one, times in (have - want).items()]
 

@@ -139,11 +139,16 @@ def _fallback_size(forecaster: Forecaster, decoding: Decoding, evidence: Evidenc
     q = own_frequencies(evidence.counts, evidence.sessions, forecaster.shares, decoding.own_weight)
     order = rank(q, max(SET_SIZES))
     named = [forecaster.tokenizer.decode(row) for row in order.tolist()]
-    return max(
-        SET_SIZES, key=lambda size: sum(iou(t, pages[:size]) for t, pages in zip(targets, named, strict=True))
-    )
+    return max(SET_SIZES, key=lambda size: sum(iou(t, pages[:size]) for t, pages in zip(targets, named, strict=True)))
 
 
 def _together(parts: Sequence[Evidence]) -> Evidence:
-    columns = zip(*parts, strict=True)
-    return Evidence(*(np.concatenate(c) if isinstance(c[0], np.ndarray) else sum(c, []) for c in columns))
+    return Evidence(
+        clusters=[cluster for part in parts for cluster in part.clusters],
+        counts=np.concatenate([part.counts for part in parts]),
+        sessions=np.concatenate([part.sessions for part in parts]),
+        own=np.concatenate([part.own for part in parts]),
+        marginals=np.concatenate([part.marginals for part in parts]),
+        rolled=np.concatenate([part.rolled for part in parts]),
+        paths=[path for part in parts for path in part.paths],
+    )

@@ -28,12 +28,13 @@ Load it with `models.bundle.load_bundle`, or one predictor with `transformers`:
 
 def card(config: BundleConfig, pages: int, parameters: int, alone: Figures, users: int, source: dict[str, str]) -> str:
     """The card in Markdown. `alone`: figures on `users` validation users; `source`: what the data was, in words."""
-    lines = [HEADER.format(architecture=config.architecture, clusters=config.clusters, parameters=parameters, pages=pages)]
+    kind, clusters = config.architecture, config.clusters
+    lines = [HEADER.format(architecture=kind, clusters=clusters, parameters=parameters, pages=pages)]
     lines += ["## Data", "", *(f"- {name}: {value}" for name, value in source.items()), ""]
     lines += [
         "## Figures",
         "",
-        f"On the last sessions of {users:,} validation users, whose sessions no weight was fitted to; decoding settings",
+        f"On the last sessions of {users:,} validation users, whose sessions no weight was fitted to; but decoding",
         "and calibration were chosen on these users, so judge the bundle anew on later data (`browsecast evaluate`).",
         "Means with 95 % bootstrap intervals; lower is better for log losses and NLL.",
         "",

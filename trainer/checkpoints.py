@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,13 +46,13 @@ class Run:
     def finished(self, name: str) -> Weights | None:
         """Tensors of a finished phase."""
         path = self.directory / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else None
+        return _load(path) if path.is_file() else None
 
     def finish(self, name: str, tensors: Weights) -> None:
         """Keep a phase's tensors and drop its checkpoint."""
         self._sync_log()
         work = self.directory / f".{name}.safetensors"
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, work)
+        _save(tensors, work)
         (self.directory / "done.json").write_bytes(msgspec.json.encode(self._log.tell()))
         os.replace(work, self.directory / f"{name}.safetensors")
         shutil.rmtree(self.directory / "checkpoint", ignore_errors=True)
@@ -68,7 +67,7 @@ class Run:
         shutil.rmtree(old, ignore_errors=True)
         work.mkdir()
         for name, values in tensors.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, work / f"{name}.safetensors")
+            _save(values, work / f"{name}.safetensors")
         (work / "position.json").write_bytes(msgspec.json.encode(position))
         if place.exists():
             place.rename(old)
@@ -77,7 +76,7 @@ class Run:
 
     def restore(self, name: str) -> Weights:
         """Tensors of the last checkpoint."""
-        return load_file(self._place() / f"{name}.safetensors")
+        return _load(self._place() / f"{name}.safetensors")
 
     def log(self, line: dict[str, Any]) -> None:
         """One JSON line."""
@@ -111,3 +110,12 @@ class Run:
     def _done_bytes(self) -> int:
         path = self.directory / "done.json"
         return int(msgspec.json.decode(path.read_bytes(), type=int)) if path.is_file() else 0
+
+
+def _load(path: Path) -> Weights:
+    tensors: Weights = load_file(path)
+    return tensors
+
+
+def _save(tensors: Weights, path: Path) -> None:
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)

@@ -45,10 +45,10 @@ def make_costs(embeddings: np.ndarray, centers: np.ndarray) -> np.ndarray:
     return costs
 
 
-def assign(corpus: Corpus, users: Sequence[int], router: Router) -> np.ndarray:
+def assign(corpus: Corpus, users: np.ndarray, router: Router) -> np.ndarray:
     """Cluster of each user, from the sessions before the last one (or the only one)."""
     found = np.zeros(len(users), dtype=np.int64)
-    for row, user in enumerate(users):
+    for row, user in enumerate(users.tolist()):
         sessions = corpus.sessions(user)
         found[row] = router.cluster(router.route([corpus.page_names(s) for s in (sessions[:-1] or sessions)]))
     return found

@@ -124,11 +124,18 @@ def _tables(directory: Path) -> Iterator[pa.Table]:
                     f"{file} lacks the columns {', '.join(absent)}. Session files have {', '.join(COLUMNS)}."
                 )
             table = pq.read_table(file, columns=list(COLUMNS), partitioning=None)
-            yield table.cast(_schema())
+            yield _whole(table.cast(_schema()), file)
         except (pa.ArrowException, OSError) as error:
             raise TrainingError(
                 f"{file} cannot be read as sessions ({error}). Write it again, or take it out of the directory."
             ) from None
+
+
+def _whole(table: pa.Table, file: Path) -> pa.Table:
+    for name in COLUMNS:
+        if table[name].null_count:
+            raise TrainingError(f"{file}: {table[name].null_count} rows have null in the column {name}. Take them out.")
+    return table
 
 
 def _schema() -> pa.Schema:

@@ -111,16 +111,12 @@ class _Descent:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss, count = session_loss(self.model, tokens)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         seconds = time.perf_counter() - started
-        self.store.log(
-            {
-                "phase": phase.name, "epoch": epoch, "step": position.step, "loss": loss.item(), "lr": rate,
-                "tokens": count, "tokens_per_s": round(count / seconds),
-            }  # fmt: skip
-        )
+        line = {"phase": phase.name, "epoch": epoch, "step": position.step, "loss": loss.item(), "lr": rate}
+        self.store.log({**line, "tokens": count, "tokens_per_s": round(count / seconds)})
         position.step += 1
 
     def judge(self, epoch: int) -> None:

@@ -42,7 +42,7 @@ def evaluate(
     corpus = read_corpus(Path(sessions))
     seen = examples(corpus, corpus.returning(), loaded.router)
     if not seen:
-        raise TrainingError(f"No user in {sessions} has two sessions, so there is nothing to predict. Give a longer log.")
+        raise TrainingError(f"No user in {sessions} has two sessions: there is nothing to predict. Give a longer log.")
     task = None if progress is None else progress.add_task("evaluate", total=len(seen))
     rates = {"cart": loaded.config.cart.base_rate, "purchase": loaded.config.purchase.base_rate}
     rows = predict(loaded, seen, rates, lambda done: None if task is None else progress.update(task, advance=done))

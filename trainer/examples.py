@@ -24,11 +24,7 @@ class Example:
 
 def examples(corpus: Corpus, users: Iterable[int], router: Router, targets: int = 1) -> list[Example]:
     """Each user's last `targets` sessions that have a session before them."""
-    return [
-        _example(corpus, user, target, router)
-        for user in users
-        for target in corpus.sessions(user)[1:][-targets:]
-    ]
+    return [_example(corpus, user, target, router) for user in users for target in corpus.sessions(user)[1:][-targets:]]
 
 
 def _example(corpus: Corpus, user: int, target: int, router: Router) -> Example:

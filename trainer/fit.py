@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from models.bundle import DeviceUnavailable, pick_device, save_bundle
-from models.config import FORMAT, BundleConfig, Decoding
+from models.config import FORMAT, KIND, BundleConfig, Decoding
 from models.encoder import EncoderMissing, embed_pages
 from models.forecaster import Forecaster
 from models.language_model import LanguageModel, build, from_pretrained
@@ -38,6 +38,8 @@ __all__ = ["TrainOptions", "TrainingError", "train"]
 FEWEST_USERS = 50  # a cluster with fewer keeps the pretrained model
 FEWEST_JUDGES = 10  # a cluster with fewer validation users is judged on all of them
 MOST_JUDGES = 1_000
+FREE = ("minutes", "device", "checkpoint_steps")  # may change when a run goes on
+LONGEST = 0.99  # quantile of session lengths
 CALIBRATION_TARGETS = 3  # last sessions of each validation user that calibration looks at
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "scikit-learn", "numpy", "safetensors")
 
@@ -48,32 +50,28 @@ def train(sessions: Path, bundle: Path, options: TrainOptions | None = None, pro
     Killed at any moment, the same call goes on from the last checkpoint in `<bundle>.training`. Each step is a JSON
     line in `<bundle>.steps.jsonl`. `progress` is a rich Progress or None. Raises TrainingError.
     """
-    options = options or TrainOptions()
+    options, bundle = options or TrainOptions(), Path(bundle)
     corpus = read_corpus(Path(sessions))
-    bundle = Path(bundle)
-    training = _Training(corpus, bundle, options, progress)
+    identity = {name: value for name, value in options.plain().items() if name not in FREE}
+    beside = [bundle.with_name(bundle.name + ending) for ending in (".training", ".steps.jsonl")]
+    store = Run(beside[0], {**identity, "sessions": corpus.digest}, beside[1])
     try:
+        training = _Training(corpus, store, options, progress)
         training.fit()
-        training.write()
-    except BaseException:
-        training.store.close()
-        raise
-    training.store.remove()
+        training.write(bundle)
+    except DeviceUnavailable as error:
+        raise TrainingError(str(error)) from None
+    finally:
+        store.close()
+    store.remove()
     return bundle
 
 
 class _Training:
-    def __init__(self, corpus: Corpus, bundle: Path, options: TrainOptions, progress: Any) -> None:
-        self.corpus, self.bundle, self.options, self.progress = corpus, bundle, options, progress
+    def __init__(self, corpus: Corpus, store: Run, options: TrainOptions, progress: Any) -> None:
+        self.corpus, self.store, self.options, self.progress = corpus, store, options, progress
         self.deadline = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
-        try:
-            self.device = pick_device(options.device)
-        except DeviceUnavailable as error:
-            raise TrainingError(str(error)) from None
-        identity = {**options.plain(), "sessions": corpus.digest}
-        for free in ("minutes", "device", "checkpoint_steps"):
-            del identity[free]
-        self.store = Run(bundle.with_name(bundle.name + ".training"), identity, bundle.with_name(bundle.name + ".steps.jsonl"))
+        self.device = pick_device(options.device)
         self.train_users, self.held_users = split(corpus, options.validation_share, options.seed)
         self.vocabulary = _vocabulary(corpus, self.train_users, options.min_page_count)
         self.tokens = page_tokens(corpus, self.vocabulary.tokens())
@@ -84,29 +82,27 @@ class _Training:
         self.train_clusters = assign(corpus, self.train_users, self.router)
         self.judged = examples(corpus, self.held_users, self.router)
         self.models: list[PreTrainedModel] = []
+        # Hardly a session is longer than this, and each page more costs every prediction a step.
+        longest = int(np.quantile(np.diff(corpus.starts), LONGEST, method="higher"))
+        self.max_pages = min(options.max_pages, longest)
 
     def fit(self) -> None:
         """Pretrain on all training users, then a copy for each cluster on its own."""
         options = self.options
         model = self._new_model()
-        rows = self._windows(self.train_users)
-        judge = self._judge(self.judged)
-        descend(model, self._phase("pretrain", rows, judge, options.epochs, options.lr, False), self.store, self.device, self.progress)
+        self._descend(model, "pretrain", self.train_users, self.judged)
         self.models = [model]
         if self.clusters == 1:
             return
-        held = np.array([self.router.cluster(example.visit.routing) for example in self.judged], dtype=np.int64)
+        held = [self.router.cluster(example.visit.routing) for example in self.judged]
         self.models = [copy.deepcopy(model) for _ in range(self.clusters)]
         for k, copied in enumerate(self.models):
             users = self.train_users[self.train_clusters == k]
-            if len(users) < FEWEST_USERS or not options.fine_tune_epochs:
-                continue
-            own = [example for example, cluster in zip(self.judged, held, strict=True) if cluster == k]
-            judge = self._judge(own if len(own) >= FEWEST_JUDGES else self.judged)
-            phase = self._phase(f"cluster-{k}", self._windows(users), judge, options.fine_tune_epochs, options.fine_tune_lr, True)
-            descend(copied, phase, self.store, self.device, self.progress)
+            if len(users) >= FEWEST_USERS and options.fine_tune_epochs:
+                own = [example for example, cluster in zip(self.judged, held, strict=True) if cluster == k]
+                self._descend(copied, f"cluster-{k}", users, own if len(own) >= FEWEST_JUDGES else self.judged)
 
-    def write(self) -> None:
+    def write(self, bundle: Path) -> None:
         """Calibrate on the validation users, judge, and write the bundle."""
         corpus, options = self.corpus, self.options
         in_training = np.isin(np.arange(len(corpus.users)), self.train_users)
@@ -130,7 +126,7 @@ class _Training:
         }
         text = card(forecaster.config, len(self.vocabulary.pages), parameters, alone, len(self.judged), source)
         save_bundle(
-            self.bundle, forecaster.config, self.vocabulary, self.embeddings,
+            bundle, forecaster.config, self.vocabulary, self.embeddings,
             {"costs": self.costs, "centroids": self.centers},
             {name: weights for name, (_, weights) in outcomes.items()},
             [model.float() for model in self.models], text,
@@ -155,9 +151,8 @@ class _Training:
         torch.manual_seed(options.seed)
         positions = options.context_tokens + options.max_pages
         if options.pretrained is None:
-            return build(
-                options.architecture, size, options.hidden_size, options.layers, options.heads, positions, options.dropout
-            )
+            shape = (options.hidden_size, options.layers, options.heads)
+            return build(options.architecture, size, *shape, positions, options.dropout)
         try:
             model = from_pretrained(options.pretrained, size)
         except (OSError, ValueError, KeyError) as error:
@@ -168,9 +163,6 @@ class _Training:
                 f"{options.pretrained} has {most} positions, but context_tokens + max_pages is {positions}. Lower one."
             )
         return model
-
-    def _windows(self, users: np.ndarray) -> list[np.ndarray]:
-        return windows(self.corpus, users.tolist(), self.tokens, self.options.context_tokens)
 
     def _judge(self, judged: Sequence[Example]) -> Judge:
         """Nats per token of the target sessions, given the sessions before."""
@@ -186,22 +178,24 @@ class _Training:
 
         return loss
 
-    def _phase(self, name: str, rows: list[np.ndarray], judge: Judge, epochs: int, lr: float, keep_start: bool) -> Phase:
-        o = self.options
-        return Phase(
-            name=name, rows=rows, judge=judge, epochs=epochs, batch=o.batch, lr=lr, weight_decay=o.weight_decay,
-            patience=o.patience, seed=o.seed, checkpoint_steps=o.checkpoint_steps, deadline=self.deadline,
-            keep_start=keep_start,
+    def _descend(self, model: PreTrainedModel, name: str, users: np.ndarray, judged: Sequence[Example]) -> None:
+        o, first = self.options, name == "pretrain"
+        phase = Phase(
+            name=name, rows=windows(self.corpus, users.tolist(), self.tokens, o.context_tokens),
+            judge=self._judge(judged), epochs=o.epochs if first else o.fine_tune_epochs, batch=o.batch,
+            lr=o.lr if first else o.fine_tune_lr, weight_decay=o.weight_decay, patience=o.patience, seed=o.seed,
+            checkpoint_steps=o.checkpoint_steps, deadline=self.deadline, keep_start=not first,
         )  # fmt: skip
+        descend(model, phase, self.store, self.device, self.progress)
 
     def _config(self, outcomes: dict[str, Any]) -> BundleConfig:
         options = self.options
         return BundleConfig(
-            kind="browsecast-bundle", format=FORMAT, created=datetime.now(UTC).isoformat(timespec="seconds"),
+            kind=KIND, format=FORMAT, created=datetime.now(UTC).isoformat(timespec="seconds"),
             selector="kmeans", backend="separate", architecture=self.models[0].config.model_type,
             clusters=self.clusters, cluster_users=np.bincount(self.train_clusters, minlength=self.clusters).tolist(),
             context_tokens=options.context_tokens,
-            decoding=Decoding(rollouts=options.rollouts, max_pages=options.max_pages), **outcomes,
+            decoding=Decoding(rollouts=options.rollouts, max_pages=self.max_pages), **outcomes,
             library_versions={name: version(name) for name in LIBRARIES}, training=options.plain(),
         )  # fmt: skip
 

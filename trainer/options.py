@@ -30,7 +30,7 @@ class TrainOptions:
     min_page_count: int = 2  # rarer pages become [UNK]
     context_tokens: int = 512
     rollouts: int = 24
-    max_pages: int = 32  # most pages of a generated session
+    max_pages: int = 32  # most pages of a generated session; fewer where 99 % of the sessions are shorter
     validation_share: float = 0.08  # of the users with two sessions or more
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -13,15 +13,11 @@ from models.language_model import LanguageModel, build
 from models.routing import page_costs
 from models.vocabulary import SPECIALS, Vocabulary
 
+torch.set_num_threads(1)  # the machine is shared
+
 PAGES = ["home", "shoes", "shirts", "search", "cart", "paid", "sale", "help"]
 SIZE = len(SPECIALS) + len(PAGES)
 ARCHITECTURES = ("opt", "qwen2", "llama")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """The machine is shared."""
-    torch.set_num_threads(1)
 
 
 def vocabulary() -> Vocabulary:

@@ -1,8 +1,9 @@
 """The fast decoder against naive generation, for every architecture."""
 
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,13 @@ NOTHING = np.zeros((0, SIZE), dtype=np.float32)
 STEPS = 12
 
 
-def plain(lm: LanguageModel, path: Path) -> torch.nn.Module:
+def plain(lm: LanguageModel, path: Path) -> Any:
     """The same weights, opened by transformers with its own attention."""
     lm.model.save_pretrained(path)
     return AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
 
 
-def naive(model: torch.nn.Module, prompt: list[int], steps: int, draws: np.ndarray | None = None) -> list[int]:
+def naive(model: Any, prompt: list[int], steps: int, draws: np.ndarray | None = None) -> list[int]:
     """One token at a time over the whole sequence, no cache, float32 probabilities."""
     tokens: list[int] = []
     with torch.inference_mode():
@@ -47,7 +48,7 @@ def naive(model: torch.nn.Module, prompt: list[int], steps: int, draws: np.ndarr
 
 def until_end(sequence: np.ndarray) -> list[int]:
     """Tokens before the first [EOS]."""
-    tokens = sequence.tolist()
+    tokens: list[int] = sequence.tolist()
     return tokens[: tokens.index(EOS)] if EOS in tokens else tokens
 
 
@@ -147,7 +148,7 @@ def exact(steps: int) -> tuple[np.ndarray, float]:
     for length in range(1, steps + 1):
         for path in product(range(3), repeat=length):
             p = start[path[0]]
-            for a, b in zip(path, path[1:], strict=False):
+            for a, b in pairwise(path):
                 p *= Markov.TABLE[a, 1 + b]
             if length < steps:
                 p *= Markov.TABLE[path[-1], 0]
@@ -176,10 +177,11 @@ class TestDistribution:
         assert (rolled.marginals[:, 4:].var(0) < counted.mean(1).var(0)).all()
 
     def test_transitions_pass_a_chi_square_test(self) -> None:
-        rolled = Markov().rollouts([[BOS]] * 20, uniforms([f"s{i}" for i in range(20)], 100, self.STEPS), np.zeros((0, 7)))
+        draws = uniforms([f"s{i}" for i in range(20)], 100, self.STEPS)
+        rolled = Markov().rollouts([[BOS]] * 20, draws, np.zeros((0, 7)))
         observed = np.zeros((3, 4))
         for session in rolled.sequences.reshape(-1, self.STEPS):
-            for a, b in zip(session, session[1:], strict=False):
+            for a, b in pairwise(session):
                 if a == EOS:
                     break
                 observed[a - 4, 0 if b == EOS else b - 3] += 1

@@ -48,7 +48,8 @@ def test_own_page_frequencies() -> None:
 
 
 def test_baselines_of_a_visit_without_pages() -> None:
-    for sessions in ([], [[]]):
+    nothing: list[list[list[str]]] = [[], [[]]]
+    for sessions in nothing:
         for baseline in (last_session, own_frequencies):
             forecast = baseline(Visit("s", sessions))
             assert (forecast.pages, forecast.path) == ([], [])

@@ -50,7 +50,8 @@ def test_an_outcome_page_is_certain() -> None:
     assert head.sessions([[4], [4, 5], []]) == [0.0, 1.0, 0.0]
     assert head.rates([[4], [5]], 2.0) == pytest.approx((1 + 0.4) / 4)
     np.testing.assert_allclose(head.combine(np.array([0.3]), np.array([0.9])), [0.3])
-    assert 0.0 < head.combine(np.array([0.0]), np.array([0.0]))[0] < head.combine(np.array([1.0]), np.array([0.0]))[0] < 1.0
+    never, always = (float(head.combine(np.array([p]), np.array([0.0]))[0]) for p in (0.0, 1.0))
+    assert 0.0 < never < always < 1.0
 
 
 def test_without_outcome_pages_all_pages_weigh() -> None:

@@ -1,6 +1,7 @@
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -11,7 +12,11 @@ from streams import clients
 from streams.errors import UsageError
 from streams.settings import Settings
 
-SASL = {"sasl_mechanism": "SCRAM-SHA-512", "sasl_username": "anna", "sasl_password": SecretStr("secret")}
+SASL: dict[str, Any] = {
+    "sasl_mechanism": "SCRAM-SHA-512",
+    "sasl_username": "anna",
+    "sasl_password": SecretStr("secret"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def test_sasl_reaches_every_client() -> None:
 
 def test_tls_reaches_every_client(pem: tuple[Path, Path]) -> None:
     certificate, key = pem
-    files = {"ssl_cafile": certificate, "ssl_certfile": certificate, "ssl_keyfile": key}
+    files: dict[str, Any] = {"ssl_cafile": certificate, "ssl_certfile": certificate, "ssl_keyfile": key}
     settings = Settings(security_protocol="SASL_SSL", **SASL, **files)
     librdkafka = clients.librdkafka(settings)
     assert librdkafka["ssl.ca.location"] == librdkafka["ssl.certificate.location"] == str(certificate)
@@ -71,7 +76,7 @@ def test_tls_reaches_every_client(pem: tuple[Path, Path]) -> None:
 
 def test_clients_know_the_names(pem: tuple[Path, Path]) -> None:
     certificate, key = pem
-    files = {"ssl_cafile": certificate, "ssl_certfile": certificate, "ssl_keyfile": key}
+    files: dict[str, Any] = {"ssl_cafile": certificate, "ssl_certfile": certificate, "ssl_keyfile": key}
     settings = Settings(security_protocol="SASL_SSL", **SASL, **files)
     Producer(clients.librdkafka(settings))  # raises on an unknown name or a file that cannot be used
     assert set(clients.kafka_python(settings)) <= set(KafkaProducer.DEFAULT_CONFIG)

@@ -10,33 +10,25 @@ import pytest
 
 from streams.settings import Settings
 from tests.kafka import Kafka
-from tests.ledger import Ledger, read_clicks, verdict
-from tests.oracle import replay_log
-from tests.play import Fault, Outcome, complete, metric, once_ready, play, send_all
+from tests import scenarios
+from tests.ledger import verdict
+from tests.play import Fault, Outcome, metric, once_ready, play
+from tests.scenarios import freeze
 from tests.traffic import Traffic
 from tests.workers import Fleet, Worker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
 ROLES = ("sessionize",)
 ALL_ROLES = ("sessionize", "predict", "score")
-FROZEN_SECONDS = 10  # longer than the session timeout
+WORKER = ("streams.cli", "worker")
 
 SettingsFor = Callable[..., Settings]
 
 
 @pytest.fixture
-def settings(settings_for: SettingsFor) -> Settings:
-    """Short gaps and timeouts; only the log moves time."""
-    return settings_for(
-        partitions=4,
-        gap_ms=60_000,
-        grace_ms=10_000,
-        ahead_ms=600_000,
-        session_timeout_ms=6_000,
-        clock="log",
-        flush_ms=200,
-        flush_events=500,
-    )
+def settings(sessionize_settings: Callable[[], Settings]) -> Settings:
+    """One deployment."""
+    return sessionize_settings()
 
 
 @contextmanager
@@ -68,43 +60,15 @@ def test_kill(settings: Settings, tmp_path: Path, wipe: bool) -> None:
 
 
 def test_rebalance_before_the_first_commit(settings: Settings, tmp_path: Path) -> None:
-    """The log is there before anybody reads it; a second worker comes just when the first begins."""
-    traffic = list(Traffic(seed=12).records(settings.partitions, settings))
-    send_all(settings, traffic)
-    log = read_clicks(settings, len(traffic))
-    expected, ledger = replay_log(log, settings), Ledger(settings)
-    slow = settings.but(flush_ms=60_000, flush_events=1_000_000)  # nothing is committed before the rebalance
-    one, two = Worker(slow, tmp_path / "w0", ROLES), Worker(settings, tmp_path / "w1", ROLES)
-    with Fleet([one, two]) as fleet:
-        one.start()
-        deadline = time.monotonic() + 60
-        while metric(one, "browsecast_received_events_total") == 0 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        two.start()
-        two.wait_ready()
-        one.kill()
-        one.wanted = False
-        ledger.read_until(lambda: complete(expected, ledger, False), fleet.tick)
-        faults = verdict(expected, ledger, log, predicted=False)
-        assert not faults, "\n".join(faults[:10])
+    """More workers come just when the first begins; then it dies."""
+    faults = scenarios.early_rebalance(settings, tmp_path, WORKER, seed=12)
+    assert not faults, "\n".join(faults[:10])
 
 
 def test_frozen(settings: Settings, tmp_path: Path) -> None:
     """Each worker sleeps for longer than the session timeout and wakes: it is fenced, and writes nothing more."""
-    with fleet_of(settings, tmp_path, 2) as fleet:
-        faults: list[Fault] = []
-        for share, worker in ((0.3, fleet.workers[0]), (0.7, fleet.workers[1])):
-            faults.append((share, once_ready(worker, fleet, lambda worker=worker: freeze(worker, fleet))))
-        outcome = play(settings, fleet, Traffic(seed=13), faults)
-        check(outcome, fleet)
-
-
-def freeze(worker: Worker, fleet: Fleet) -> None:
-    """SIGSTOP, wait until the others have taken over, SIGCONT."""
-    worker.freeze()
-    time.sleep(FROZEN_SECONDS)
-    worker.thaw()
-    fleet.tick()
+    faults = scenarios.frozen(settings, tmp_path, WORKER, seed=13)
+    assert not faults, "\n".join(faults[:10])
 
 
 def test_broker_killed(settings: Settings, kafka: Kafka, tmp_path: Path) -> None:
@@ -209,7 +173,7 @@ def test_roles_apart_and_frozen(settings: Settings, tiny_bundle: Path, tmp_path:
     with Fleet(workers) as fleet:
         fleet.start()
         faults: list[Fault] = [
-            (0.3, once_ready(predict, fleet, lambda: freeze(predict, fleet))),
+            (0.3, once_ready(predict, fleet, freeze(predict, fleet))),
             (0.5, once_ready(score, fleet, lambda: score.kill(wipe=True))),
             (0.7, once_ready(predict, fleet, predict.kill)),
             (0.8, once_ready(score, fleet, score.kill)),

@@ -1,0 +1,82 @@
+"""Situations in which workers must be exact; each returns every difference from the oracle, in words.
+
+The fault tests run them with the real worker, the tests of the tests with broken ones.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from streams.settings import Settings
+from tests.ledger import Ledger, read_clicks, verdict
+from tests.oracle import replay_log
+from tests.play import Fault, complete, metric, once_ready, play, send_all
+from tests.traffic import Traffic
+from tests.workers import Fleet, Worker
+
+ROLES = ("sessionize",)
+FROZEN_SECONDS = 10  # longer than the session timeout of the tests
+Module = Sequence[str]
+
+
+def killed(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:
+    """kill -9 eight times in the middle of the stream, with transactions as often as can be."""
+    busy = settings.but(flush_ms=1, flush_events=50)
+    with Fleet([Worker(busy, directory / f"w{seed}", ROLES, module)]) as fleet:
+        fleet.start()
+        (worker,) = fleet.workers
+        faults: list[Fault] = [(share / 9, once_ready(worker, fleet, worker.kill)) for share in range(1, 9)]
+        return play(settings, fleet, Traffic(seed=seed), faults, patience_s=15).faults
+
+
+def frozen(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:
+    """Each of two workers sleeps in the middle of its work until the other has taken over, and wakes."""
+    busy = settings.but(flush_ms=100)
+    with Fleet([Worker(busy, directory / f"w{seed}-{number}", ROLES, module) for number in range(2)]) as fleet:
+        fleet.start()
+        faults: list[Fault] = [
+            (0.3 + 0.4 * number, once_ready(worker, fleet, freeze(worker, fleet)))
+            for number, worker in enumerate(fleet.workers)
+        ]
+        return play(settings, fleet, Traffic(seed=seed), faults, patience_s=40).faults
+
+
+def freeze(worker: Worker, fleet: Fleet) -> Callable[[], None]:
+    """SIGSTOP, wait until the others have taken over, SIGCONT."""
+
+    def fault() -> None:
+        worker.freeze()
+        time.sleep(FROZEN_SECONDS)
+        worker.thaw()
+        fleet.tick()
+
+    return fault
+
+
+def undisturbed(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:
+    """No fault at all, but transactions and new events at the same time."""
+    with Fleet([Worker(settings.but(flush_ms=1), directory / f"w{seed}", ROLES, module)]) as fleet:
+        fleet.start()
+        fleet.workers[0].wait_ready()
+        return play(settings, fleet, Traffic(seed=seed, events=6_000, users=50), patience_s=15).faults
+
+
+def early_rebalance(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:
+    """The log is there before anybody reads it; more workers come while the first begins, before anything is committed."""
+    traffic = list(Traffic(seed=seed).records(settings.partitions, settings))
+    send_all(settings, traffic)
+    log = read_clicks(settings, len(traffic))
+    expected, ledger = replay_log(log, settings), Ledger(settings)
+    slow = settings.but(flush_ms=60_000, flush_events=1_000_000)  # only a rebalance or a closed session commits
+    workers = [Worker(slow if not number else settings, directory / f"w{seed}-{number}", ROLES, module) for number in range(3)]
+    with Fleet(workers) as fleet:
+        workers[0].start()
+        deadline = time.monotonic() + 60
+        while not metric(workers[0], "browsecast_received_events_total") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers[1].start()
+        workers[2].start()
+        workers[1].wait_ready()
+        workers[0].kill()
+        ledger.read_until(lambda: complete(expected, ledger, False), fleet.tick, patience_s=20)
+    return verdict(expected, ledger, log, predicted=False)
