@@ -89,17 +89,20 @@ class Role(Protocol):
     """What a worker does: sessionize, predict or score."""
 
     name: str
-    inputs: tuple[str, ...]
     batch_records: int  # a batch is handed to `work` when it has so many records ...
     batch_ms: int  # ... or has waited so long
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The topics that it reads, by their names in `wire`."""
 
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> Shard:
         """Take up a partition from its restored state."""
 
-    async def work(self, batch: Sequence[tuple[Shard, str, list[ConsumerRecord]]]) -> None:
-        """Apply the records to their shards."""
+    async def work(self, batch: Sequence[tuple[Any, str, list[ConsumerRecord]]]) -> None:
+        """Apply the records to their shards, which are what `open` gave."""
 
-    def report(self, partition: int, shard: Shard) -> None:
+    def report(self, partition: int, shard: Any) -> None:
         """Show the shard's figures as metrics."""
 
 
@@ -189,16 +192,24 @@ class Engine:
         seconds = time.monotonic() - started
         self.metrics.restore_seconds.labels(self.role.name).observe(seconds)
         self.metrics.restored_records.labels(self.role.name).inc(restored)
-        log.info("partitions taken over", role=self.role.name, partitions=numbers, records=restored, seconds=round(seconds, 2))
+        log.info(
+            "partitions taken over",
+            role=self.role.name,
+            partitions=numbers,
+            records=restored,
+            seconds=round(seconds, 2),
+        )
 
     def _open(self, number: int) -> Partition:
         store = self._stores[number]
         position = store.get(POSITION_KEY)
         shard = self.role.open(number, store, store.items())
-        return Partition(number, store, shard, msgspec.msgpack.decode(position, type=dict[str, int]) if position else {})
+        return Partition(
+            number, store, shard, msgspec.msgpack.decode(position, type=dict[str, int]) if position else {}
+        )
 
     async def _restore(self, numbers: list[int], epoch: int) -> int:
-        """Bring each local store to its owner record with a consumer of our own; Faust's drops records of paused ones."""
+        """Bring each local store to its owner record with a consumer of our own; Faust's loses records."""
         if not numbers:
             return 0
         consumer = AIOKafkaConsumer(
@@ -227,7 +238,9 @@ class Engine:
                 restored += len(records)
                 for start in range(0, len(records), 5_000):
                     part = records[start : start + 5_000]
-                    self._stores[tp.partition].write(((r.key, r.value) for r in part if r.key != OWNER_KEY), part[-1].offset)
+                    self._stores[tp.partition].write(
+                        ((r.key, r.value) for r in part if r.key != OWNER_KEY), part[-1].offset
+                    )
                     await asyncio.sleep(0)
             for tp in list(behind):
                 if await consumer.position(tp) > self._owner_offsets[tp.partition]:
@@ -319,7 +332,9 @@ class Engine:
         return batch
 
     async def _apply(self, batch: list[tuple[int, str, list[ConsumerRecord]]]) -> None:
-        mine = [(self.partitions[number], topic, records) for number, topic, records in batch if number in self.partitions]
+        mine = [
+            (self.partitions[number], topic, records) for number, topic, records in batch if number in self.partitions
+        ]
         fresh = []
         for partition, topic, records in mine:
             position = partition.positions.get(topic, -1)
@@ -345,7 +360,7 @@ class Engine:
             self.role.report(number, partition.shard)
 
     def _quiet_ms(self, partition: Partition, seen: list[tuple[int, int, int] | None]) -> int | None:
-        """For how long the broker has confirmed that nothing new is there; None if something is, or it does not answer."""
+        """For how long the broker has confirmed that nothing new is there; None if something is, or no answer."""
         if self._inbox or any(progress is None or progress[0] < progress[1] for progress in seen):
             return None
         confirmed = min(progress[2] for progress in seen if progress is not None)
@@ -403,7 +418,9 @@ class Engine:
         self.metrics.flush_seconds.labels(self.role.name).observe(time.monotonic() - started)
         self._arrived.set()  # whatever became urgent meanwhile goes at once
 
-    async def _commit(self, partition: Partition, outputs: list[Output], changes: Changes, positions: dict[str, int]) -> None:
+    async def _commit(
+        self, partition: Partition, outputs: list[Output], changes: Changes, positions: dict[str, int]
+    ) -> None:
         producer = self._producers[partition.number]
         # 5. one transaction
         await producer.begin_transaction()
@@ -412,7 +429,9 @@ class Engine:
             for topic, records in _by_topic(outputs).items()
         ]
         now = int(time.time() * 1000)
-        state = await self._send(producer, self.changelog, partition.number, [(key, value, now) for key, value in changes])
+        state = await self._send(
+            producer, self.changelog, partition.number, [(key, value, now) for key, value in changes]
+        )
         for futures in (*sent, state):
             for future, _ in futures:
                 await future
@@ -427,7 +446,11 @@ class Engine:
         self.metrics.flushed_records.labels(self.role.name).inc(len(outputs) + len(changes))
 
     async def _send(
-        self, producer: AIOKafkaProducer, topic: str, number: int, records: Iterable[tuple[bytes | None, bytes | None, int]]
+        self,
+        producer: AIOKafkaProducer,
+        topic: str,
+        number: int,
+        records: Iterable[tuple[bytes | None, bytes | None, int]],
     ) -> list[tuple[asyncio.Future[Any], int]]:
         """Send whole batches; one future and count a batch."""
         batches = [producer.create_batch()]
@@ -452,4 +475,6 @@ def _unwritable(role: str, error: Exception) -> BrowsecastError:
         return error
     if isinstance(error, ProducerFenced):
         return StateUnwritable(f"{role}: another worker took this one's partitions over; start it again to rejoin")
-    return StateUnwritable(f"{role}: a transaction failed ({error!r}); start the worker again, it repeats from the last commit")
+    return StateUnwritable(
+        f"{role}: a transaction failed ({error!r}); start the worker again, it repeats from the last commit"
+    )

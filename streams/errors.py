@@ -1,13 +1,13 @@
 """Every error that Browsecast raises, as one tree, and the exit code that ends a command with it.
 
-    BrowsecastError            1   something a person must mend; the message says what, where and how
-    ├── UsageError             2   a wrong option, file or log
-    ├── WrongTopics            3   topics are missing or set up wrongly
-    ├── BrokerUnavailable      4   no broker answered in time
-    ├── BundleRefused          5   a bundle is damaged, incomplete or of an unknown kind
-    ├── StateUnusable          6   the state directory is in use, full or damaged
-    ├── StateUnwritable        7   a transaction or a write failed; the next start repeats it from the last commit
-    └── Stalled                8   lag and no progress: the watchdog ended the worker
+BrowsecastError            1   something a person must mend; the message says what, where and how
+├── UsageError             2   a wrong option, file or log
+├── WrongTopics            3   topics are missing or set up wrongly
+├── BrokerUnavailable      4   no broker answered in time
+├── BundleRefused          5   a bundle is damaged, incomplete or of an unknown kind
+├── StateUnusable          6   the state directory is in use, full or damaged
+├── StateUnwritable        7   a transaction or a write failed; the next start repeats it from the last commit
+└── Stalled                8   lag and no progress: the watchdog ended the worker
 """
 
 

@@ -1,4 +1,4 @@
-"""From the bytes of a record to an event, or to the reason why not. Whatever comes in, nothing but `BadEvent` comes out."""
+"""From the bytes of a record to an event, or to the reason why not: nothing but `BadEvent` ever comes out."""
 
 import json
 import math
@@ -22,7 +22,7 @@ NEWEST_MS = 253_402_300_799_999  # 9999-12-31
 
 
 class BadEvent(Exception):
-    """Goes to `clicks.rejected`: `reason` is a stable code, `stage` the step that refused it, the text is for people."""
+    """Goes to `clicks.rejected`: `reason` is a stable code, `stage` the step that refused it, the text for people."""
 
     def __init__(self, reason: str, stage: str, message: str) -> None:
         super().__init__(message)
@@ -131,7 +131,9 @@ def check_time(ts: int, timestamp_ms: int, ahead_ms: int) -> None:
         raise BadEvent("before_1990", "check", f"ts {ts} is before 1990-01-01; it must be epoch milliseconds")
     if ts > NEWEST_MS or 0 <= timestamp_ms < ts - ahead_ms:
         raise BadEvent(
-            "in_the_future", "check", f"ts {ts} is {ts - timestamp_ms} ms ahead of the record's own timestamp {timestamp_ms}"
+            "in_the_future",
+            "check",
+            f"ts {ts} is {ts - timestamp_ms} ms ahead of the record's own timestamp {timestamp_ms}",
         )
 
 
@@ -197,10 +199,14 @@ def _from_iso(text: str) -> int:
     try:
         time = datetime.fromisoformat(text)
         if time.tzinfo is None:
-            raise BadEvent("invalid_timestamp", "check", f"ts {text!r} has no offset; write e.g. 2026-01-31T12:00:00+00:00")
+            raise BadEvent(
+                "invalid_timestamp", "check", f"ts {text!r} has no offset; write e.g. 2026-01-31T12:00:00+00:00"
+            )
         return epoch_ms(time)
     except (ValueError, OverflowError):
-        raise BadEvent("invalid_timestamp", "check", f"ts {text[:64]!r} is neither epoch milliseconds nor ISO 8601") from None
+        raise BadEvent(
+            "invalid_timestamp", "check", f"ts {text[:64]!r} is neither epoch milliseconds nor ISO 8601"
+        ) from None
 
 
 def _depth(value: bytes) -> int:

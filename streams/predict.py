@@ -1,4 +1,4 @@
-"""The role `predict`: closed sessions in, predictions out, in micro-batches; the event loop never waits for the model."""
+"""The role `predict`: closed sessions in, predictions out, in micro-batches; the loop never waits for the model."""
 
 import asyncio
 import time
@@ -30,8 +30,10 @@ class Model(Protocol):
     version: str
     digest: str
 
-    def forecast(self, visits: Sequence[Visit]) -> list[Forecast]: ...
-    def fallback(self, visits: Sequence[Visit]) -> list[Forecast]: ...
+    def forecast(self, visits: Sequence[Visit]) -> list[Forecast]:
+        """What the next session of each visit should look like."""
+    def fallback(self, visits: Sequence[Visit]) -> list[Forecast]:
+        """The same from frequencies alone; cannot fail."""
 
 
 class Answer(NamedTuple):
@@ -44,7 +46,9 @@ class Answer(NamedTuple):
 class Forecasting:
     """Asks the model: splits a batch that does not fit the memory, tries again, falls back; never raises."""
 
-    def __init__(self, model: Model, is_out_of_memory: Callable[[BaseException], bool], retries: int, metrics: Metrics) -> None:
+    def __init__(
+        self, model: Model, is_out_of_memory: Callable[[BaseException], bool], retries: int, metrics: Metrics
+    ) -> None:
         self.model = model
         self._is_out_of_memory, self._retries, self._metrics = is_out_of_memory, retries, metrics
 
@@ -115,7 +119,9 @@ class Predict:
     name = "predict"
     inputs = (wire.SESSIONS,)
 
-    def __init__(self, settings: Settings, metrics: Metrics, model: Model, is_out_of_memory: Callable[[BaseException], bool]) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, model: Model, is_out_of_memory: Callable[[BaseException], bool]
+    ) -> None:
         self.settings = settings
         self.batch_records, self.batch_ms = settings.batch_sessions, settings.batch_ms
         self._forecasting = Forecasting(model, is_out_of_memory, settings.model_retries, metrics)

@@ -28,7 +28,9 @@ _encode = msgspec.json.Encoder().encode
 class SessionizeShard:
     """One partition of clicks."""
 
-    def __init__(self, role: "Sessionize", partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self, role: "Sessionize", partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]
+    ) -> None:
         self._role, self._partition, self._store = role, partition, store
         self.sessionizer = Sessionizer(role.policy, store.get, records, role.router)
         self.reasons: Counter[str] = Counter()
@@ -63,7 +65,9 @@ class SessionizeShard:
     def _cap(self, capped: Capped, record: ConsumerRecord) -> None:
         """An event over a limit; one that was held is written anew, since its record is long gone."""
         if capped.offset != record.offset:
-            record = replace(record, offset=capped.offset, key=capped.event.user_id.encode(), value=_encode(capped.event))
+            record = replace(
+                record, offset=capped.offset, key=capped.event.user_id.encode(), value=_encode(capped.event)
+            )
         self._reject(record, capped.reason, "sessionize", capped.message)
 
     def _reject(self, record: ConsumerRecord, reason: str, stage: str, message: str) -> None:

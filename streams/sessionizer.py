@@ -1,4 +1,4 @@
-"""The sessions of one partition: its watermark, its held events, its visitors. Pure but for the injected reader of state.
+"""The sessions of one partition: its watermark, its held events, its visitors. Pure but for the reader of state.
 
 The stream engine and the offline replay run the same object, so both give the same sessions.
 """
@@ -36,7 +36,9 @@ class Clock(msgspec.Struct, array_like=True):
 
     high_ms: int | None = None
     ahead: list[str] = []
-    fates: list[int] = msgspec.field(default_factory=lambda: [0] * len(Fate))  # events so far by Fate; HELD is how many are held now
+    fates: list[int] = msgspec.field(
+        default_factory=lambda: [0] * len(Fate)
+    )  # events so far by Fate; HELD is how many are held now
 
     def watermark(self, grace_ms: int) -> int | None:
         """The highest event time less the grace; None before the first event."""
@@ -176,6 +178,11 @@ class Sessionizer:
 
     def run_on(self, high_ms: int) -> None:
         """Event time goes on without events (a quiet partition at wall speed); it never goes back."""
+        while self._held and self._held[0].ts < high_ms:  # one after the other, else they would be late
+            self._move_to(self._held[0].ts)
+        self._move_to(high_ms)
+
+    def _move_to(self, high_ms: int) -> None:
         if self.clock.high_ms is not None and high_ms > self.clock.high_ms:
             self.clock.high_ms = high_ms
             self._set_watermark()
@@ -185,10 +192,7 @@ class Sessionizer:
     def end(self) -> None:
         """The log has ended: apply what is held, close what is open."""
         while self._held:
-            self.clock.high_ms = max(self.clock.high_ms or 0, self._held[0].ts)
-            self._set_watermark()
-            self.advance()
-            self._release()
+            self._move_to(self._held[0].ts)
         while self._due:
             self._close(*heapq.heappop(self._due), watermark=None)
 

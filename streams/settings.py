@@ -1,4 +1,4 @@
-"""All settings, read once: environment (`BROWSECAST_*`), `.env`, then a TOML file. Nobody else reads the environment."""
+"""All settings, read once: environment (`BROWSECAST_*`), `.env`, a TOML file. Nobody else reads the environment."""
 
 import os
 from pathlib import Path
@@ -67,7 +67,9 @@ class Settings(BaseSettings):
 
     # Worker
     state_dir: Path = Field(Path("state"), description="where RocksDB keeps the workers' state")
-    clock: Literal["live", "log"] = Field("live", description="live: quiet partitions run at wall speed; log: only events move time")
+    clock: Literal["live", "log"] = Field(
+        "live", description="live: quiet partitions run at wall speed; log: only events move time"
+    )
     idle_ms: int = Field(1_000, ge=1, description="a partition at its head is quiet after this")
     flush_events: int = Field(5_000, ge=1, description="events in a transaction, at most about")
     flush_ms: int = Field(500, ge=1, description="time between transactions, at most about")

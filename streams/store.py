@@ -1,4 +1,4 @@
-"""One partition's state in RocksDB: an exact prefix of its changelog, and how far it goes, written in the same batch."""
+"""One partition's state in RocksDB: an exact prefix of its changelog, and how far it goes, in the same batch."""
 
 import shutil
 import time

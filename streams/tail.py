@@ -1,5 +1,6 @@
 """Reading our own topics from outside, read committed: up to the present end, or on and on."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,8 @@ from streams.settings import Settings
 
 BEGINNING, END = -2, -1  # librdkafka's logical offsets
 POLL_S = 0.2
-METADATA_S = 15.0
+METADATA_S = 10.0
+SILENCE_S = 60.0
 MAX_FETCH_BYTES = 16 << 20
 
 
@@ -37,17 +39,22 @@ def consumer(settings: Settings, **config: Any) -> Iterator[Any]:
 def until_end(settings: Settings, topic: str, partitions: Iterable[int] | None = None) -> Iterator[Any]:
     """Every committed record of the topic (its full name) that is there now; WrongTopics if there is no such topic."""
     with consumer(settings, enable_partition_eof=True) as reader:
-        wanted = list(partitions_of(reader, topic, settings) if partitions is None else partitions)
-        reader.assign([TopicPartition(topic, number, BEGINNING) for number in wanted])
-        unfinished = set(wanted)
+        there = partitions_of(reader, topic, settings)
+        unfinished = set(there if partitions is None else partitions)
+        if not unfinished <= set(there):
+            raise WrongTopics(f"{topic} has {len(there)} partitions, not PARTITIONS: see browsecast topics check")
+        reader.assign([TopicPartition(topic, number, BEGINNING) for number in unfinished])
+        heard = time.monotonic()
         while unfinished:
             message = reader.poll(POLL_S)
-            if message is None:
-                continue
-            if message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF:
-                unfinished.discard(message.partition())
-            elif message.partition() in unfinished:
-                yield _checked(message)
+            if message is not None:
+                heard = time.monotonic()
+                if message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF:
+                    unfinished.discard(message.partition())
+                elif message.partition() in unfinished:
+                    yield _checked(message)
+            elif time.monotonic() - heard > SILENCE_S:
+                raise BrokerUnavailable(f"{settings.bootstrap_servers} fell silent while {topic} was read; try again")
 
 
 def follow(settings: Settings, topics: Iterable[str], *, from_beginning: bool = False) -> Iterator[Any]:

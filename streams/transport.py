@@ -1,11 +1,11 @@
-"""How Faust reads for us: a list of records a fetch instead of a message a task, read committed, from where the state ends.
+"""How Faust reads for us: a list of records a fetch, not a message a task; read committed; from where the state ends.
 
 Every private name of Faust and aiokafka used here is covered by tests/streams/test_contract.py.
 """
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import faust
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
@@ -19,18 +19,6 @@ from streams.settings import Settings
 
 FETCH_WAIT_MS = 500  # an idle partition hears from its broker at least so often
 DELIVERED_RECORDS = 1_000  # most records handed over at once: bounds how long the loop is held
-
-
-class Engine(Protocol):
-    """What the transport needs to know of the engine that it feeds."""
-
-    settings: Settings
-
-    async def fence(self, partitions: set[int]) -> None: ...
-    async def take_over(self, partitions: set[int]) -> None: ...
-    async def release(self) -> None: ...
-    def positions(self) -> dict[TP, int | None]: ...
-    def fail(self, error: BaseException) -> None: ...
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -112,8 +100,8 @@ class BatchConsumer(driver.Consumer):
         await self.app.flow_control.acquire()
         last = records[-1]
         message = ConsumerMessage(
-            tp.topic, tp.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type, None, None, records, None, 0, 0,
-            tp, generation_id=self.app.consumer_generation_id,
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type, None, None, records, None,
+            0, 0, tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         for channel in self.app.topics._tp_index[tp]:
             await channel.queue.put(Event(self.app, None, (self.token, records), None, message))
@@ -185,7 +173,9 @@ class _NothingToRecover(Recovery):
 class StateTable(faust.Table):
     """The Faust table of a role: its changelog, its RocksDB stores, and the moment of a rebalance in which we fence."""
 
-    async def on_rebalance(self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0) -> None:
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
         """Fence whoever owned the partitions before anything of them is read."""
         try:
             await self.app.engine.fence({tp.partition for tp in assigned if tp.topic in self.app.input_topics})

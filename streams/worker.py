@@ -122,8 +122,8 @@ class Worker:
     def _make_predict(self) -> Role:
         if self.settings.bundle is None:
             raise UsageError(
-                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (make one with `browsecast train`), "
-                "or leave the role out: browsecast worker --role sessionize --role score"
+                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (`browsecast train` makes one), or "
+                "leave the role out: browsecast worker --role sessionize --role score"
             )
         from models.bundle import is_out_of_memory, load_bundle
         from models.visit import Visit
@@ -162,7 +162,7 @@ class Worker:
         self._ended.set()
 
     async def _leave(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Finish what is under way, leave the groups; give up after `drain_ms`: the next start repeats what is missing."""
+        """Finish what is under way and leave; give up after `drain_ms`: the next start repeats what is missing."""
         self._waiting_for = "its end"
         try:
             async with asyncio.timeout(self.settings.drain_ms / 1000):
@@ -173,7 +173,9 @@ class Worker:
                     await asyncio.gather(*(engine.close() for engine in self._engines))
                 await asyncio.gather(*(app.stop() for app in self._apps))
         except TimeoutError:
-            self.fail(StateUnwritable("the worker could not finish in time; the next start repeats from the last commit"))
+            self.fail(
+                StateUnwritable("the worker could not finish in time; the next start repeats from the last commit")
+            )
 
     # ------------------------------------------------------------ health
 
@@ -194,12 +196,16 @@ class Worker:
             since = now
         self.metrics.stalled_seconds.labels(name).set(now - since)
         if (now - since) * 1000 > self.settings.watchdog_ms:
-            raise Stalled(f"{name} has lag and made no progress for {self.settings.watchdog_ms} ms; start the worker again")
+            raise Stalled(
+                f"{name} has lag and made no progress for {self.settings.watchdog_ms} ms; start the worker again"
+            )
 
     def _not_ready(self) -> dict[str, str]:
         reasons = {} if self._waiting_for is None else {"worker": f"waits for {self._waiting_for}"}
         return reasons | {
-            engine.role.name: "has not taken over its partitions yet" for engine in self._engines if not engine.recovered
+            engine.role.name: "has not taken over its partitions yet"
+            for engine in self._engines
+            if not engine.recovered
         }
 
     def _not_alive(self) -> str | None:
@@ -210,7 +216,9 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StateUnusable(f"state directory {path}: {error.strerror}; set BROWSECAST_STATE_DIR to one you may write") from None
+        raise StateUnusable(
+            f"state directory {path}: {error.strerror}; set BROWSECAST_STATE_DIR to one you may write"
+        ) from None
 
 
 async def _in_daemon_thread(function: Any, *arguments: Any) -> Any:

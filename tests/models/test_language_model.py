@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from models.language_model import LanguageModel, buckets, build, from_pretrained, restore
+from models.language_model import LanguageModel, buckets, build, from_config, from_pretrained, restore
 from models.sampling import uniforms
 from models.vocabulary import BOS, EOS, PAD, SPECIALS, UNK
 from tests.models.conftest import ARCHITECTURES, SIZE, tiny
@@ -231,3 +231,27 @@ def test_restore_refuses_nan_and_foreign_weights() -> None:
     weights[name][0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         restore(model.config.to_dict(), weights)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bf16_says_nearly_the_same(architecture: str, prompts: Prompts) -> None:
+    exact, rounded = tiny(architecture), tiny(architecture)
+    rounded = LanguageModel(rounded.model, dtype=torch.bfloat16)
+    draws = uniforms(list("abc"), 24, STEPS)
+    a, b = (lm.rollouts(prompts(3, 9), draws, NOTHING).marginals for lm in (exact, rounded))
+    assert np.abs(a - b).max() < 0.25 and np.abs(a - b).mean() < 0.03
+
+
+def test_grouped_key_value_heads_decode_like_generate(prompts: Prompts, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=SIZE, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
+    )  # fmt: skip
+    lm = LanguageModel(from_config(config))
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.mul_(8.0 if parameter.dim() > 1 else 1.0)
+    oracle = plain(lm, tmp_path)
+    asked = prompts(4, 11)
+    assert lm.greedy(asked, STEPS) == [naive(oracle, prompt, STEPS) for prompt in asked]

@@ -1,14 +1,18 @@
+import base64
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+import typer.main
 from kafka import KafkaConsumer, KafkaProducer
 from typer.testing import CliRunner
 
 from streams import cli, rejected, users, wire
+from streams.partitioner import partition_of
 from streams.settings import Settings
 
 NOWHERE = "127.0.0.1:1"
@@ -24,7 +28,6 @@ def browsecast(*words: str, cwd: Path | None = None, **environment: str) -> subp
 
 def commands() -> dict[str, list[str]]:
     """Words of each command -> its options."""
-    import typer.main
 
     def walk(command: object, words: tuple[str, ...]) -> dict[str, list[str]]:
         inner = getattr(command, "commands", None)
@@ -162,7 +165,7 @@ def test_rejected_events_are_resent_unchanged_and_once_each(settings_for: Callab
             partition=0,
             offset=number,
         )
-        producer.send(settings.topic(wire.REJECTED), _json(record), key=key).get(10)
+        producer.send(settings.topic(wire.REJECTED), msgspec.json.encode(record), key=key).get(10)
     producer.close()
     assert [reject.original for reject in rejected.last(settings, 2)] == [value for _, value in originals[1:]]
     assert rejected.resend(settings, "invalid_json", dry_run=True).total() == 2
@@ -177,7 +180,7 @@ def test_rejected_events_are_resent_unchanged_and_once_each(settings_for: Callab
 def test_forget_publishes_the_null_value_on_the_users_partition(settings_for: Callable[..., Settings]) -> None:
     settings = settings_for(partitions=4)
     partition, offset = users.forget(settings, "u-1")
-    assert (partition, offset) == (users.partition_of(b"u-1", 4), 0)
+    assert (partition, offset) == (partition_of(b"u-1", 4), 0)
     assert _records(settings, wire.CLICKS, 1) == [(b"u-1", None)]
     assert users.show(settings, "u-1") is None
 
@@ -206,12 +209,4 @@ def _records(settings: Settings, topic: str, count: int) -> list[tuple[bytes | N
 
 
 def _base64(value: bytes | None) -> str | None:
-    import base64
-
     return None if value is None else base64.b64encode(value).decode()
-
-
-def _json(record: wire.Rejected) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(record)
