@@ -119,14 +119,18 @@ class Engine:
     """Runs one role over the partitions that Kafka assigns to this worker."""
 
     def __init__(self, settings: Settings, role: Role, metrics: Metrics, fail: Callable[[BaseException], None]) -> None:
-        self.settings, self.role, self.metrics, self.fail = settings, role, metrics, fail
+        self.settings, self.role, self.metrics, self._tell = settings, role, metrics, fail
         self.group = settings.application(role.name)
         self.changelog = settings.changelog(role.name)
         self.topics = {settings.topic(name): name for name in role.inputs}
         self.app: Any = None
         self.partitions: dict[int, Partition] = {}
         self.recovered = False
+        self.failed = (
+            False  # from here on nothing may be committed: outputs may be gone while positions stand behind them
+        )
         self.processed = 0
+        self._leaving = False
         self._producers: dict[int, AIOKafkaProducer] = {}
         self._owner_offsets: dict[int, int] = {}
         self._stores: dict[int, Store] = {}
@@ -139,6 +143,11 @@ class Engine:
         self._unflushed = 0
         self._flushed_at = time.monotonic()
         self._epoch = 0
+
+    def fail(self, error: BaseException) -> None:
+        """Commit nothing any more, and end the worker."""
+        self.failed = True
+        self._tell(error)
 
     # ------------------------------------------------------------ assignment
 
@@ -289,7 +298,9 @@ class Engine:
             self.partitions, self._stores, self.recovered = {}, {}, False
 
     async def close(self) -> None:
-        """The worker leaves: after `release`, hand the producers back."""
+        """The worker leaves: finish the work under way, release, hand the producers back."""
+        self._leaving = True
+        self._arrived.set()
         await self.release()
         await asyncio.gather(*(producer.stop() for producer in self._producers.values()))
         self._producers = {}
@@ -307,9 +318,16 @@ class Engine:
             await self._room.wait()
 
     async def run(self) -> None:
-        """Work until cancelled: batches, ticks, flushes."""
+        """Work until `close`: batches, ticks, flushes."""
+        try:
+            await self._run()
+        except BaseException:
+            self.failed = True  # a batch may be half done
+            raise
+
+    async def _run(self) -> None:
         ticked = time.monotonic()
-        while True:
+        while not self._leaving:
             batch = await self._next_batch()
             async with self._lock:
                 if batch:
@@ -332,20 +350,22 @@ class Engine:
         return batch
 
     async def _apply(self, batch: list[tuple[int, str, list[ConsumerRecord]]]) -> None:
-        mine = [
-            (self.partitions[number], topic, records) for number, topic, records in batch if number in self.partitions
-        ]
-        fresh = []
-        for partition, topic, records in mine:
-            position = partition.positions.get(topic, -1)
-            if records[0].offset < position:  # fetched before the last seek
-                records = [record for record in records if record.offset >= position]
+        fresh: list[tuple[Partition, str, list[ConsumerRecord]]] = []
+        ends: dict[tuple[int, str], int] = {}
+        for number, topic, records in batch:
+            partition = self.partitions.get(number)
+            if partition is None:
+                continue
+            end = ends.get((number, topic), partition.positions.get(topic, -1))
+            if records[0].offset < end:  # delivered twice
+                records = [record for record in records if record.offset >= end]
             if records:
-                partition.positions[topic] = records[-1].offset + 1
+                ends[number, topic] = records[-1].offset + 1
                 fresh.append((partition, topic, records))
         await self.role.work([(partition.shard, self.topics[topic], records) for partition, topic, records in fresh])
         now = time.time() * 1000
-        for partition, _, records in fresh:
+        for partition, topic, records in fresh:  # only now: work that fails half way must not count as read
+            partition.positions[topic] = records[-1].offset + 1
             partition.moved, partition.fed_ms = True, now
             self._unflushed += len(records)
             self.processed += len(records)
@@ -360,7 +380,7 @@ class Engine:
             self.role.report(number, partition.shard)
 
     def _quiet_ms(self, partition: Partition, seen: list[tuple[int, int, int] | None]) -> int | None:
-        """For how long the broker has confirmed that nothing new is there; None if something is, or no answer."""
+        """For how long the broker has confirmed that nothing new is there; None if something is, or it is silent."""
         if self._inbox or any(progress is None or progress[0] < progress[1] for progress in seen):
             return None
         confirmed = min(progress[2] for progress in seen if progress is not None)
@@ -386,19 +406,22 @@ class Engine:
         running = self._flushing
         if running is not None:
             if running.done() or self._unflushed >= self.settings.flush_events:
-                await running
+                await asyncio.shield(running)  # whoever ends us may not tear a transaction
             else:
                 return  # it is under way; what came since goes with the next
         self._flushing = asyncio.create_task(self._flush())
         await asyncio.sleep(0)
 
     async def _flush_now(self) -> None:
+        """Finish the flush under way, then one more; never after a failed one, whose outputs are lost."""
         if self._flushing is not None:
-            await self._flushing
+            await asyncio.shield(self._flushing)
             self._flushing = None
         await self._flush()
 
     async def _flush(self) -> None:
+        if self.failed:
+            return
         started = self._flushed_at = time.monotonic()
         self._unflushed = 0
         work = []

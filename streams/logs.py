@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -43,6 +45,7 @@ def configure(level: str = "info", *, json: bool | None = None) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, _library_line], processors=final)
     )
+    handler.addFilter(_only_for(LIBRARIES, Seldom()))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -52,6 +55,30 @@ def configure(level: str = "info", *, json: bool | None = None) -> None:
         library.propagate = True
         library.setLevel(max(LIBRARY_LEVEL, root.level))
     logging.captureWarnings(True)
+
+
+def _only_for(libraries: tuple[str, ...], inner: logging.Filter) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: record.name.split(".")[0] not in libraries or bool(inner.filter(record))
+
+
+class Seldom(logging.Filter):
+    """Lets the same line of a library through once in SECONDS: clients repeat theirs while a broker is away."""
+
+    SECONDS = 5.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record's text was not logged lately."""
+        now, place = time.monotonic(), (record.name, str(record.msg))
+        if now - self._last.get(place, -self.SECONDS) < self.SECONDS:
+            return False
+        if len(self._last) > 1_000:
+            self._last.clear()
+        self._last[place] = now
+        return True
 
 
 def _library_line(_: object, __: str, event: EventDict) -> EventDict:

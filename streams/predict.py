@@ -76,12 +76,19 @@ class Forecasting:
                 forecasts = self.model.forecast(visits)
                 if len(forecasts) != len(visits):
                     raise RuntimeError(f"{len(forecasts)} forecasts for {len(visits)} visits")
+                if not all(map(_is_sound, forecasts)):
+                    raise ValueError("a forecast holds a number that is no probability")
                 return forecasts
             except Exception as error:
                 if self._is_out_of_memory(error) or attempt == self._retries:
                     raise
                 self._metrics.model_failures.labels("error").inc()
         raise AssertionError("unreachable")
+
+
+def _is_sound(forecast: Forecast) -> bool:
+    """NaN would be published as null, and no reader could take the record."""
+    return all(0.0 <= p <= 1.0 for p in (forecast.cart, forecast.purchase, *(p for _, p in forecast.pages)))
 
 
 class PredictShard:

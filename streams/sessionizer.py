@@ -120,7 +120,10 @@ class Sessionizer:
         elif watermark is not None and event.ts > watermark + self.policy.ahead_ms:
             fate = self._hold(key, event, mark, offset, id_hash)
         else:
+            high = self.clock.high_ms
             fate = self._take(key, user, event, mark, offset, id_hash)
+            if self.clock.ahead and self.clock.high_ms != high:
+                self.clock.ahead.clear()
         self.clock.fates[fate] += 1
         if self._held:
             self._release()
@@ -136,8 +139,6 @@ class Sessionizer:
         clock = self.clock
         if clock.high_ms is None or event.ts > clock.high_ms:
             clock.high_ms = event.ts
-            if clock.ahead:
-                clock.ahead.clear()
             self._watermark = event.ts - policy.grace_ms
             if self._due and self._due[0][0] < self._watermark:
                 self.advance()
@@ -242,18 +243,22 @@ class Sessionizer:
             clock.ahead.append(event.user_id)
         if len(clock.ahead) >= policy.ahead_users:
             clock.high_ms = self._held[0].ts
-            clock.ahead.clear()
             self._set_watermark()
             self.advance()
         return Fate.HELD
 
     def _release(self) -> None:
-        """Apply the held events that the watermark has come near to."""
+        """Apply the held events that the watermark has come near to; who is still held counts as ahead."""
+        released = False
         while self._held and self._watermark is not None and self._held[0].ts <= self._watermark + self.policy.ahead_ms:
             held = self._held[0]
             self._drop_held(held)
             user = self._load(held.key)
             self.clock.fates[self._take(held.key, user, held.event, held.mark, held.offset, held.id_hash)] += 1
+            released = True
+        if released and self.clock.ahead:
+            held_users = {held.event.user_id for held in self._held}
+            self.clock.ahead = [user_id for user_id in self.clock.ahead if user_id in held_users]
 
     def _drop_held(self, held: Held) -> None:
         self._held.remove(held)

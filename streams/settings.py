@@ -108,4 +108,4 @@ class Settings(BaseSettings):
     def but(self, **changes: Any) -> "Settings":
         """A copy with some settings changed, validated anew; None leaves a setting as it is."""
         given = {name: value for name, value in changes.items() if value is not None}
-        return Settings(**{**dict(self), **given})
+        return Settings(**{**{name: getattr(self, name) for name in self.model_fields_set}, **given})

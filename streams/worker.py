@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import structlog
 import uvloop
@@ -19,6 +21,7 @@ from streams.engine import Engine, Role
 from streams.errors import BrowsecastError, Stalled, StateUnusable, StateUnwritable, UsageError
 from streams.health import Health
 from streams.metrics import Metrics
+from streams.profiles import SiteProfile, with_gap
 from streams.settings import Settings
 from streams.transport import RoleApp, make_app
 
@@ -32,6 +35,7 @@ log = structlog.get_logger()
 def run(settings: Settings, roles: Sequence[str]) -> None:
     """Run until SIGTERM or SIGINT; raises the `BrowsecastError` that ended the worker."""
     logs.configure(settings.log_level)
+    settings = with_gap(settings, SiteProfile.load(settings.profile))
     logging.getLogger("streams.transport").setLevel(logging.WARNING)  # the narration of Faust services
     gc.set_threshold(*GC_THRESHOLD)
     try:
@@ -53,6 +57,7 @@ class Worker:
         self._error: BaseException | None = None
         self._progress: dict[str, tuple[int, float]] = {}
         self._waiting_for: str | None = "the broker"
+        self._locks: list[IO[str]] = []  # held until the process ends
 
     async def run(self) -> None:
         """Start, work, and leave; the first error is raised when all is put away."""
@@ -91,7 +96,7 @@ class Worker:
         self._waiting_for = "the topics"
         await _in_daemon_thread(topics.require, self.settings, self._roles)
         self._waiting_for = "the models"
-        _make_directory(self.settings.state_dir)
+        self._locks = [_lock_state(self.settings.state_dir, self.settings.application(role)) for role in self._roles]
         for role in await _in_daemon_thread(self._make_roles):
             engine = Engine(self.settings, role, self.metrics, self.fail)
             engine.app = make_app(engine, engine.group, list(engine.topics))
@@ -122,8 +127,8 @@ class Worker:
     def _make_predict(self) -> Role:
         if self.settings.bundle is None:
             raise UsageError(
-                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (`browsecast train` makes one), or "
-                "leave the role out: browsecast worker --role sessionize --role score"
+                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (`browsecast train` makes one), "
+                "or leave the role out: browsecast worker --role sessionize --role score"
             )
         from models.bundle import is_out_of_memory, load_bundle
         from models.visit import Visit
@@ -166,16 +171,17 @@ class Worker:
         self._waiting_for = "its end"
         try:
             async with asyncio.timeout(self.settings.drain_ms / 1000):
+                if self._error is None:
+                    await asyncio.gather(*(engine.close() for engine in self._engines))
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                if self._error is None:
-                    await asyncio.gather(*(engine.close() for engine in self._engines))
                 await asyncio.gather(*(app.stop() for app in self._apps))
         except TimeoutError:
-            self.fail(
-                StateUnwritable("the worker could not finish in time; the next start repeats from the last commit")
+            log.error(
+                "could not finish in time; the next start repeats from the last commit", ms=self.settings.drain_ms
             )
+            os._exit(getattr(self._error, "exit_code", StateUnwritable.exit_code))  # a reader's thread may never end
 
     # ------------------------------------------------------------ health
 
@@ -212,13 +218,22 @@ class Worker:
         return None if self._error is None else str(self._error)
 
 
-def _make_directory(path: Path) -> None:
+def _lock_state(directory: Path, name: str) -> IO[str]:
+    """One worker a role and state directory: two would write into the same databases."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / f"{name}.lock").open("w")
     except OSError as error:
         raise StateUnusable(
-            f"state directory {path}: {error.strerror}; set BROWSECAST_STATE_DIR to one you may write"
+            f"state directory {directory}: {error.strerror}; set BROWSECAST_STATE_DIR to one you may write"
         ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StateUnusable(
+            f"{directory} is in use by another worker: give each its own with --state-dir or BROWSECAST_STATE_DIR"
+        ) from None
+    return lock
 
 
 async def _in_daemon_thread(function: Any, *arguments: Any) -> Any:

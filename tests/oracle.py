@@ -121,7 +121,10 @@ class Partition:
         elif self.highest is not None and click.ts > self.highest - self.rules.grace_ms + self.rules.ahead_ms:
             self.hold(click)
         else:
+            before = self.highest
             self.apply(click)
+            if self.highest != before:
+                self.ahead_users.clear()
         self.apply_held_within_reach()
 
     def decode(self, record: Record) -> Click | str:
@@ -138,7 +141,9 @@ class Partition:
         if ts > record.timestamp_ms + self.rules.ahead_ms:
             return "in_the_future"
         place = f"place {record.offset}"
-        return Click(ts, record.offset, user, event["page"], event.get("type") or "view", event.get("event_id") or place)
+        return Click(
+            ts, record.offset, user, event["page"], event.get("type") or "view", event.get("event_id") or place
+        )
 
     def is_duplicate(self, click: Click) -> bool:
         """Whether the id is in the user's open sessions, among held events, or among the user's last ones."""
@@ -153,22 +158,21 @@ class Partition:
         self.ahead_users.add(click.user)
         if len(self.ahead_users) >= self.rules.ahead_users:
             self.highest = min(self.held).ts
-            self.ahead_users.clear()
 
     def apply_held_within_reach(self) -> None:
-        """In order of event time; each may bring the next within reach."""
+        """In order of event time; each may bring the next within reach. Who is still held still counts as ahead."""
         while self.held and self.highest is not None:
             first = min(self.held)
             if first.ts > self.highest - self.rules.grace_ms + self.rules.ahead_ms:
                 return
             self.held.remove(first)
             self.apply(first)
+            self.ahead_users &= {click.user for click in self.held}
 
     def apply(self, click: Click) -> None:
         """Move the clock, close what is due, then join, begin a session, or be late."""
         if self.highest is None or click.ts > self.highest:
             self.highest = click.ts
-            self.ahead_users.clear()
         watermark = self.highest - self.rules.grace_ms
         self.close_due(click.user, watermark)
         visitor = self.users[click.user]

@@ -1,0 +1,259 @@
+"""The role `predict` with models that fail in every way, and one that is slow."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+import pytest
+from aiokafka import ConsumerRecord
+
+from models.visit import Forecast, Visit
+from streams import wire
+from streams.engine import Output
+from streams.metrics import Metrics
+from streams.predict import Forecasting, Predict, PredictShard
+from streams.settings import Settings
+
+NOW = 1_790_000_000_000
+
+
+class TooLarge(Exception):
+    pass
+
+
+class FakeModel:
+    """Answers with the visit's seed as its path; `behave` may raise or change the answers."""
+
+    version, digest = "v1", "sha256:" + "0" * 64
+
+    def __init__(self, behave: Callable[[Sequence[Visit]], object] = lambda visits: None) -> None:
+        self._behave = behave
+        self.asked: list[int] = []
+        self.parts: list[tuple[str, int]] = []
+        self.threads: set[int] = set()
+
+    def forecast(self, visits: Sequence[Visit]) -> list[Forecast]:
+        self.asked.append(len(visits))
+        self.parts.append((visits[0].seed, len(visits)))
+        self.threads.add(threading.get_ident())
+        changed = self._behave(visits)
+        return changed if isinstance(changed, list) else [self._of(visit, "model") for visit in visits]
+
+    def fallback(self, visits: Sequence[Visit]) -> list[Forecast]:
+        return [self._of(visit, "frequencies") for visit in visits]
+
+    @staticmethod
+    def _of(visit: Visit, maker: str) -> Forecast:
+        return Forecast(1, [(page, 0.5) for page in visit.sessions[-1]], [visit.seed, maker], 0.25, 0.125)
+
+
+def visits(count: int) -> list[Visit]:
+    return [Visit(f"s{number}", [["home"]]) for number in range(count)]
+
+
+def forecasting(model: FakeModel, retries: int = 1) -> tuple[Forecasting, Metrics]:
+    metrics = Metrics()
+    return Forecasting(model, lambda error: isinstance(error, TooLarge), retries, metrics), metrics
+
+
+def failures(metrics: Metrics, kind: str) -> float:
+    return metrics.registry.get_sample_value("browsecast_model_failures_total", {"kind": kind}) or 0.0
+
+
+# ---------------------------------------------------------------- a model that fails
+
+
+def test_answers_in_order() -> None:
+    one, _ = forecasting(FakeModel())
+    assert [(a.forecast.path, a.fallback) for a in one.answer(visits(3))] == [
+        ([f"s{n}", "model"], None) for n in range(3)
+    ]
+    assert one.answer([]) == []
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3, 5])
+def test_a_batch_too_large_is_split(fits: int) -> None:
+    def behave(batch: Sequence[Visit]) -> None:
+        if len(batch) > fits:
+            raise TooLarge
+
+    model = FakeModel(behave)
+    one, metrics = forecasting(model)
+    assert [(a.forecast.path[0], a.fallback) for a in one.answer(visits(11))] == [(f"s{n}", None) for n in range(11)]
+    too_large = [asked for asked in model.asked if asked > fits]
+    assert len(set(model.parts)) == len(model.parts)  # a retry would not help
+    assert failures(metrics, "memory") == len(too_large)
+    assert sum(asked for asked in model.asked if asked <= fits) == 11
+
+
+def test_one_visit_too_large_falls_back_alone() -> None:
+    def behave(batch: Sequence[Visit]) -> None:
+        if any(visit.seed == "s5" for visit in batch):
+            raise TooLarge
+
+    one, _ = forecasting(FakeModel(behave))
+    answers = one.answer(visits(8))
+    assert [answer.forecast.path[0] for answer in answers] == [f"s{n}" for n in range(8)]
+    assert [answer.fallback for answer in answers] == [None] * 5 + ["out_of_memory"] + [None] * 2
+    assert answers[5].forecast.path[1] == "frequencies"
+
+
+def test_a_failing_model_is_tried_again() -> None:
+    attempts = iter([ValueError("first"), None])
+
+    def behave(batch: Sequence[Visit]) -> None:
+        error = next(attempts)
+        if error is not None:
+            raise error
+
+    model = FakeModel(behave)
+    one, metrics = forecasting(model)
+    assert [answer.fallback for answer in one.answer(visits(2))] == [None, None]
+    assert model.asked == [2, 2]
+    assert failures(metrics, "error") == 1
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_model_that_goes_on_failing_is_replaced(retries: int) -> None:
+    def behave(batch: Sequence[Visit]) -> None:
+        raise ValueError("always")
+
+    model = FakeModel(behave)
+    one, _ = forecasting(model, retries)
+    answers = one.answer(visits(3))
+    assert [answer.fallback for answer in answers] == ["model_failed: ValueError"] * 3
+    assert [answer.forecast.path for answer in answers] == [[f"s{n}", "frequencies"] for n in range(3)]
+    assert model.asked == [3] * (retries + 1)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3])
+def test_a_wrong_number_of_answers_is_a_failure(answers: int) -> None:
+    one, _ = forecasting(FakeModel(lambda batch: [Forecast(0, [], [], 0.5, 0.5)] * answers))
+    assert [answer.fallback for answer in one.answer(visits(2))] == ["model_failed: RuntimeError"] * 2
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1, float("inf")])
+def test_an_answer_that_is_no_probability_is_a_failure(wrong: float) -> None:
+    """It would be published as null, and nobody could read the record."""
+    for forecast in [
+        Forecast(0, [], [], wrong, 0.5),
+        Forecast(0, [], [], 0.5, wrong),
+        Forecast(0, [("home", wrong)], [], 0.5, 0.5),
+    ]:
+        one, _ = forecasting(FakeModel(lambda batch, forecast=forecast: [forecast] * len(batch)))  # type: ignore[misc]
+        assert [answer.fallback for answer in one.answer(visits(1))] == ["model_failed: ValueError"]
+
+
+# ---------------------------------------------------------------- the role
+
+
+def session(number: int, user: str = "u") -> wire.Session:
+    context = wire.Context([["shoes"]], None, None, None)
+    return wire.Session(
+        f"s{number}", user, number, NOW, NOW + 9, ["home", "cart"], [NOW, NOW + 9], None, True, False, context
+    )
+
+
+def record(offset: int, value: bytes | None, user: str = "u") -> ConsumerRecord:
+    return ConsumerRecord("shop.sessions", 2, offset, NOW, 0, user.encode(), value, None, 0, 0, ())
+
+
+def role(model: FakeModel, batch_sessions: int = 64) -> Predict:
+    return Predict(Settings(batch_sessions=batch_sessions), Metrics(), model, lambda error: isinstance(error, TooLarge))
+
+
+def encoded(number: int, user: str = "u") -> bytes:
+    return msgspec.json.encode(session(number, user))
+
+
+async def test_a_prediction_says_what_was_asked_and_answered() -> None:
+    shard = PredictShard()
+    await role(FakeModel()).work([(shard, wire.SESSIONS, [record(0, encoded(7))])])
+    outputs, changes = shard.take()
+    assert changes == []
+    assert [(o.topic, o.key) for o in outputs] == [(wire.PREDICTIONS, b"u")]
+    prediction = msgspec.json.decode(outputs[0].value or b"", type=wire.Prediction)
+    assert (prediction.session_id, prediction.user_id, prediction.cluster) == ("s7", "u", 1)
+    assert prediction.pages == [wire.PageProbability("home", 0.5), wire.PageProbability("cart", 0.5)]
+    assert (prediction.path, prediction.cart, prediction.purchase) == (["s7", "model"], 0.25, 0.125)
+    assert (prediction.model_version, prediction.model_digest, prediction.fallback) == ("v1", FakeModel.digest, None)
+    assert prediction.session_end_ms == NOW + 9
+    assert prediction.close_to_emit_ms >= 0
+    assert set(json.loads(outputs[0].value or b"")) == set(wire.Prediction.__struct_fields__)
+
+
+async def test_the_same_session_has_the_same_prediction_id() -> None:
+    ids = []
+    for _ in range(2):
+        shard = PredictShard()
+        await role(FakeModel()).work([(shard, wire.SESSIONS, [record(0, encoded(1)), record(1, encoded(2))])])
+        ids.append([json.loads(o.value or b"")["prediction_id"] for o in shard.outputs])
+    assert ids[0] == ids[1]
+    assert ids[0][0] != ids[0][1]
+
+
+async def test_forgotten_users_pass_through_and_wrong_records_are_refused() -> None:
+    shard, other = PredictShard(), PredictShard()
+    wrong = [b"", b"{", b"null", b'{"session_id": 1}', b"\xff"]
+    records = [record(0, encoded(1)), record(1, None), *(record(2 + n, value) for n, value in enumerate(wrong))]
+    batch = [(shard, wire.SESSIONS, [*records, record(9, encoded(2))]), (other, wire.SESSIONS, [record(0, None, "v")])]
+    await role(FakeModel(), batch_sessions=2).work(batch)
+    values = {
+        topic: [o.value for o in shard.outputs if o.topic == topic] for topic in (wire.PREDICTIONS, wire.REJECTED)
+    }
+    assert [value and json.loads(value)["session_id"] for value in values[wire.PREDICTIONS]] == ["s1", None, "s2"]
+    rejected = [msgspec.json.decode(value or b"", type=wire.Rejected) for value in values[wire.REJECTED]]
+    assert [(one.stage, one.offset, one.partition) for one in rejected] == [
+        ("predict", 2 + n, 2) for n in range(len(wrong))
+    ]
+    assert [(o.key, o.value) for o in other.outputs] == [(b"v", None)]
+
+
+async def test_micro_batches_cross_partitions_and_keep_each_ones_order() -> None:
+    model, shards = FakeModel(), [PredictShard() for _ in range(3)]
+    batch = [
+        (shard, wire.SESSIONS, [record(n, encoded(10 * p + n), f"u{p}") for n in range(5)])
+        for p, shard in enumerate(shards)
+    ]
+    await role(model, batch_sessions=4).work(batch)
+    assert model.asked == [4, 4, 4, 3]
+    for p, shard in enumerate(shards):
+        assert [session_of(output) for output in shard.outputs] == [f"s{10 * p + n}" for n in range(5)]
+        assert {output.key for output in shard.outputs} == {f"u{p}".encode()}
+
+
+def session_of(output: Output) -> str:
+    name: str = json.loads(output.value or b"")["session_id"]
+    return name
+
+
+async def test_the_event_loop_runs_on_while_the_model_works() -> None:
+    ticks, started, enough = 0, threading.Event(), threading.Event()
+
+    def behave(batch: Sequence[Visit]) -> None:
+        started.set()
+        assert enough.wait(30), "the event loop stood still"
+
+    async def tick() -> None:
+        nonlocal ticks
+        while ticks < 20:
+            await asyncio.sleep(0)
+            ticks += started.is_set()
+        enough.set()
+
+    shard, model = PredictShard(), FakeModel(behave)
+    await asyncio.gather(role(model).work([(shard, wire.SESSIONS, [record(0, encoded(1))])]), tick())
+    assert ticks == 20
+    assert model.threads.isdisjoint({threading.get_ident()})
+    assert len(shard.outputs) == 1
+
+
+async def test_sessions_carry_their_routing_to_the_model() -> None:
+    seen: list[Visit] = []
+    one = session(1)
+    one.context.routing = wire.Routing("r", [1.0, 2.0], 3)
+    shard = PredictShard()
+    await role(FakeModel(seen.extend)).work([(shard, wire.SESSIONS, [record(0, msgspec.json.encode(one))])])
+    assert seen == [Visit("s1", [["shoes"], ["home", "cart"]], [1.0, 2.0])]
