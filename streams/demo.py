@@ -153,9 +153,10 @@ class Worker:
     def check(self) -> None:
         """Raise BrowsecastError with the end of its log if it has ended."""
         if self.process.poll() is not None:
-            end = self.log.read_text(errors="replace")[-1_500:]
+            lines = self.log.read_text(errors="replace").splitlines()
+            said = [line for line in lines if line.startswith("error:") or '"level": "error"' in line] or lines
             raise BrowsecastError(
-                f"the worker ended with exit code {self.process.returncode}; {self.log} ends with:\n{end}"
+                "\n".join([f"the worker ended with exit code {self.process.returncode}; {self.log} says:", *said[-5:]])
             )
 
     def ready(self) -> bool:

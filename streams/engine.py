@@ -12,10 +12,9 @@ Anything that fails in between ends the worker; the next start repeats it from t
 """
 
 import asyncio
-import base64
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 import structlog
@@ -23,9 +22,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.errors import ProducerFenced
 from faust.types import TP
 
-from streams import clients, wire
+from streams import clients
 from streams.errors import BrowsecastError, StateUnwritable
+from streams.inbox import Delivery, Inbox
 from streams.metrics import Metrics
+from streams.roles import Changes, Output, Role, Shard
 from streams.settings import Settings
 from streams.store import Store
 
@@ -36,74 +37,6 @@ BATCH_BYTES = 900_000
 REQUEST_BYTES = 32 << 20
 
 log = structlog.get_logger()
-
-
-class Output(msgspec.Struct, gc=False):
-    """A record to publish: `topic` as in `wire`, `value` None for a user who is forgotten."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    timestamp_ms: int
-
-
-def refused(record: ConsumerRecord, stage: str, message: str, reason: str = "invalid_record") -> Output:
-    """A record that cannot be used, whole, for `clicks.rejected`: whatever is wrong with it, the worker goes on."""
-    rejected = wire.Rejected(
-        reason=reason,
-        stage=stage,
-        message=message[:2_000],
-        original=_base64(record.value),
-        original_key=_base64(record.key),
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-    )
-    return Output(wire.REJECTED, record.key, msgspec.json.encode(rejected), int(time.time() * 1000))
-
-
-def _base64(data: bytes | None) -> str | None:
-    return None if data is None else base64.b64encode(data).decode()
-
-
-Changes = list[tuple[bytes, bytes | None]]
-
-
-class Shard(Protocol):
-    """A role's work on one partition: pure but for the store that it reads."""
-
-    def take(self) -> tuple[list[Output], Changes]:
-        """What came out and what changed since the last call."""
-
-    def urgent(self) -> bool:
-        """Whether something waits to be published."""
-
-    def written(self) -> None:
-        """What `take` gave is in the store: memory may let go of it."""
-
-    def tick(self, quiet_ms: int | None) -> None:
-        """Time passed; `quiet_ms`: for how long the partition is known to have nothing new (None: it has)."""
-
-
-class Role(Protocol):
-    """What a worker does: sessionize, predict or score."""
-
-    name: str
-    batch_records: int  # a batch is handed to `work` when it has so many records ...
-    batch_ms: int  # ... or has waited so long
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The topics that it reads, by their names in `wire`."""
-
-    def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> Shard:
-        """Take up a partition from its restored state."""
-
-    async def work(self, batch: Sequence[tuple[Any, str, list[ConsumerRecord]]]) -> None:
-        """Apply the records to their shards, which are what `open` gave."""
-
-    def report(self, partition: int, shard: Any) -> None:
-        """Show the shard's figures as metrics."""
 
 
 class Partition:
@@ -134,10 +67,7 @@ class Engine:
         self._producers: dict[int, AIOKafkaProducer] = {}
         self._owner_offsets: dict[int, int] = {}
         self._stores: dict[int, Store] = {}
-        self._inbox: list[tuple[int, str, list[ConsumerRecord]]] = []
-        self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._inbox = Inbox(role.batch_records)
         self._lock = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
         self._unflushed = 0
@@ -283,7 +213,6 @@ class Engine:
         """The partitions are taken away: finish what is under way, flush once more, drop everything."""
         self._epoch += 1
         self._inbox.clear()
-        self._room.set()
         async with self._lock:
             try:
                 await self._flush_now()
@@ -300,7 +229,7 @@ class Engine:
     async def close(self) -> None:
         """The worker leaves: finish the work under way, release, hand the producers back."""
         self._leaving = True
-        self._arrived.set()
+        self._inbox.wake()
         await self.release()
         await asyncio.gather(*(producer.stop() for producer in self._producers.values()))
         self._producers = {}
@@ -311,11 +240,7 @@ class Engine:
         """Called by the agent: take records in the order of the partition, and wait when there are enough."""
         if number not in self.partitions:
             return  # of an assignment that is gone; the next one seeks to the state's position
-        self._inbox.append((number, topic, records))
-        self._arrived.set()
-        if sum(len(waiting) for _, _, waiting in self._inbox) >= self.role.batch_records:
-            self._room.clear()
-            await self._room.wait()
+        await self._inbox.put(number, topic, records)
 
     async def run(self) -> None:
         """Work until `close`: batches, ticks, flushes."""
@@ -328,7 +253,7 @@ class Engine:
     async def _run(self) -> None:
         ticked = time.monotonic()
         while not self._leaving:
-            batch = await self._next_batch()
+            batch = await self._inbox.take(TICK_SECONDS, self.role.batch_ms / 1000)
             async with self._lock:
                 if batch:
                     await self._apply(batch)
@@ -337,19 +262,7 @@ class Engine:
                     self._tick()
                 await self._maybe_flush()
 
-    async def _next_batch(self) -> list[tuple[int, str, list[ConsumerRecord]]]:
-        try:
-            await asyncio.wait_for(self._arrived.wait(), TICK_SECONDS)
-        except TimeoutError:
-            return []
-        if self._inbox and self.role.batch_ms and self._room.is_set():
-            await asyncio.sleep(self.role.batch_ms / 1000)
-        batch, self._inbox = self._inbox, []
-        self._arrived.clear()
-        self._room.set()
-        return batch
-
-    async def _apply(self, batch: list[tuple[int, str, list[ConsumerRecord]]]) -> None:
+    async def _apply(self, batch: list[Delivery]) -> None:
         fresh: list[tuple[Partition, str, list[ConsumerRecord]]] = []
         ends: dict[tuple[int, str], int] = {}
         for number, topic, records in batch:
@@ -381,7 +294,7 @@ class Engine:
 
     def _quiet_ms(self, partition: Partition, seen: list[tuple[int, int, int] | None]) -> int | None:
         """For how long the broker has confirmed that nothing new is there; None if something is, or it is silent."""
-        if self._inbox or any(progress is None or progress[0] < progress[1] for progress in seen):
+        if self._inbox.size or any(progress is None or progress[0] < progress[1] for progress in seen):
             return None
         confirmed = min(progress[2] for progress in seen if progress is not None)
         return max(0, int(confirmed - partition.fed_ms))
@@ -394,13 +307,13 @@ class Engine:
                 progress = self.app.consumer.progress(TP(topic, number))
                 if progress is not None and progress[1] > progress[0]:
                     behind += progress[1] - partition.positions.get(topic, 0)
-        return behind + sum(len(records) for _, _, records in self._inbox)
+        return behind + self._inbox.size
 
     # ------------------------------------------------------------ the transaction
 
     async def _maybe_flush(self) -> None:
         aged = (time.monotonic() - self._flushed_at) * 1000 >= self.settings.flush_ms
-        urgent = not self._inbox and any(partition.shard.urgent() for partition in self.partitions.values())
+        urgent = not self._inbox.size and any(partition.shard.urgent() for partition in self.partitions.values())
         if not (self._unflushed >= self.settings.flush_events or aged or urgent):
             return
         running = self._flushing
@@ -439,7 +352,7 @@ class Engine:
             self.fail(_unwritable(self.role.name, error))
             raise
         self.metrics.flush_seconds.labels(self.role.name).observe(time.monotonic() - started)
-        self._arrived.set()  # whatever became urgent meanwhile goes at once
+        self._inbox.wake()  # whatever became urgent meanwhile goes at once
 
     async def _commit(
         self, partition: Partition, outputs: list[Output], changes: Changes, positions: dict[str, int]

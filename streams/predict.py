@@ -13,8 +13,8 @@ from aiokafka import ConsumerRecord
 
 from models.visit import Forecast, Visit
 from streams import wire
-from streams.engine import Changes, Output, refused
 from streams.metrics import Metrics
+from streams.roles import Changes, Output, refused
 from streams.settings import Settings
 from streams.store import Store
 
@@ -32,6 +32,7 @@ class Model(Protocol):
 
     def forecast(self, visits: Sequence[Visit]) -> list[Forecast]:
         """What the next session of each visit should look like."""
+
     def fallback(self, visits: Sequence[Visit]) -> list[Forecast]:
         """The same from frequencies alone; cannot fail."""
 

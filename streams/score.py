@@ -42,6 +42,7 @@ class Outcome(msgspec.Struct, array_like=True, gc=False):
     """What is kept of a session until the prediction made for it comes."""
 
     previous_session_id: str
+    previous_end_ms: int
     session_id: str
     user_id: str
     pages: list[str]
@@ -70,8 +71,9 @@ class Waiting(msgspec.Struct, array_like=True):
 class Pairing:
     """Pairs predictions with sessions for one partition: pure but for the injected reader of state."""
 
-    def __init__(self, expire_after_ms: int, read: Any, clock_ms: int = 0) -> None:
-        self.expire_after_ms, self.clock_ms = expire_after_ms, clock_ms
+    def __init__(self, expire_after_ms: int, read: Any, clock: tuple[int, int] = (0, 0)) -> None:
+        self.expire_after_ms = expire_after_ms
+        self.clock_ms, self.predicted_ms = clock  # how far each topic has been read, by the ends of its sessions
         self.scores: list[tuple[bytes, wire.Score]] = []
         self.expired = 0
         self.users: dict[bytes, Waiting] = {}
@@ -80,6 +82,7 @@ class Pairing:
 
     def predicted(self, key: bytes, prediction: wire.Prediction) -> None:
         """A prediction was made: score it if its session is there already, else keep it."""
+        self.predicted_ms = max(self.predicted_ms, prediction.session_end_ms)
         waiting = self._load(key)
         pages = [page.page for page in prediction.pages]
         guess = Guess(
@@ -106,8 +109,8 @@ class Pairing:
             waiting.guesses = kept
             return
         outcome = Outcome(
-            previous, session.session_id, session.user_id, session.pages, session.cart, session.purchase,
-            waiting.session_era,
+            previous, previous_end_ms, session.session_id, session.user_id, session.pages, session.cart,
+            session.purchase, waiting.session_era,
         )  # fmt: skip
         for guess in waiting.guesses:
             if guess.session_id == previous:
@@ -134,16 +137,17 @@ class Pairing:
         waiting.outcomes = [outcome for outcome in waiting.outcomes if outcome.era >= era]
 
     def expire(self, records: Iterable[tuple[bytes, bytes]]) -> None:
-        """Drop predictions whose session cannot come in time any more, and count them."""
-        oldest = self.clock_ms - self.expire_after_ms - DISORDER_MS
+        """Drop what waits in vain: predictions whose session cannot come in time (counted), sessions never predicted."""
+        oldest, oldest_previous = self.clock_ms - self.expire_after_ms - DISORDER_MS, self.predicted_ms - DISORDER_MS
         for key, record in records:
             if key.startswith(b"\0") or key in self.dirty:
                 continue
             waiting = self.users[key] if key in self.users else msgspec.msgpack.decode(record, type=Waiting)
-            kept = [guess for guess in waiting.guesses if guess.session_end_ms >= oldest]
-            if len(kept) < len(waiting.guesses):
-                self.expired += len(waiting.guesses) - len(kept)
-                waiting.guesses = kept
+            guesses = [guess for guess in waiting.guesses if guess.session_end_ms >= oldest]
+            outcomes = [outcome for outcome in waiting.outcomes if outcome.previous_end_ms >= oldest_previous]
+            if len(guesses) + len(outcomes) < len(waiting.guesses) + len(waiting.outcomes):
+                self.expired += len(waiting.guesses) - len(guesses)
+                waiting.guesses, waiting.outcomes = guesses, outcomes
                 self.users[key] = self.dirty[key] = waiting
 
     def _load(self, key: bytes) -> Waiting:
@@ -158,7 +162,7 @@ class Pairing:
         """Every record that changed since the last call; None: it is gone."""
         dirty, self.dirty = self.dirty, {}
         changes: Changes = [(key, None if w.is_empty() else msgspec.msgpack.encode(w)) for key, w in dirty.items()]
-        changes.append((CLOCK_KEY, msgspec.msgpack.encode(self.clock_ms)))
+        changes.append((CLOCK_KEY, msgspec.msgpack.encode((self.clock_ms, self.predicted_ms))))
         return changes
 
     def evict(self) -> None:
@@ -192,8 +196,8 @@ class ScoreShard:
 
     def __init__(self, role: "Scoring", store: Store) -> None:
         clock = store.get(CLOCK_KEY)
-        clock_ms = msgspec.msgpack.decode(clock, type=int) if clock else 0
-        self.pairing = Pairing(role.settings.expire_after_ms, store.get, clock_ms)
+        known = msgspec.msgpack.decode(clock, type=tuple[int, int]) if clock else (0, 0)
+        self.pairing = Pairing(role.settings.expire_after_ms, store.get, known)
         self._role, self._store = role, store
         self._outputs: list[Output] = []
         self._sweep_key: bytes | None = None

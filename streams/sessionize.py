@@ -10,10 +10,10 @@ import msgspec
 from aiokafka import ConsumerRecord
 
 from streams import wire
-from streams.engine import Changes, Output, refused
 from streams.events import BadEvent, EventDecoder, check_key
 from streams.metrics import Metrics
 from streams.profiles import SiteProfile
+from streams.roles import Changes, Output, refused
 from streams.sessionizer import Capped, Sessionizer
 from streams.sessions import Fate, Policy
 from streams.settings import Settings

@@ -100,8 +100,8 @@ class BatchConsumer(driver.Consumer):
         await self.app.flow_control.acquire()
         last = records[-1]
         message = ConsumerMessage(
-            tp.topic, tp.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type, None, None, records, None,
-            0, 0, tp, generation_id=self.app.consumer_generation_id,
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type, None, None, records,
+            None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         for channel in self.app.topics._tp_index[tp]:
             await channel.queue.put(Event(self.app, None, (self.token, records), None, message))

@@ -17,11 +17,12 @@ import structlog
 import uvloop
 
 from streams import logs, topics
-from streams.engine import Engine, Role
+from streams.engine import Engine
 from streams.errors import BrowsecastError, Stalled, StateUnusable, StateUnwritable, UsageError
 from streams.health import Health
 from streams.metrics import Metrics
 from streams.profiles import SiteProfile, with_gap
+from streams.roles import Role
 from streams.settings import Settings
 from streams.transport import RoleApp, make_app
 
@@ -127,7 +128,7 @@ class Worker:
     def _make_predict(self) -> Role:
         if self.settings.bundle is None:
             raise UsageError(
-                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (`browsecast train` makes one), "
+                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (see `browsecast train`), "
                 "or leave the role out: browsecast worker --role sessionize --role score"
             )
         from models.bundle import is_out_of_memory, load_bundle

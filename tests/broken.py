@@ -54,8 +54,14 @@ def early_eviction() -> None:
 
 
 def faust_seek() -> None:
-    """Faust decides where reading goes on, by the group's offset."""
-    transport.BatchConsumer.perform_seek = transport.driver.Consumer.perform_seek  # type: ignore[method-assign]
+    """Faust decides where reading goes on, by the group's offset: where there is none, it does not seek at all."""
+
+    async def perform_seek(self: Any) -> None:
+        await transport.driver.Consumer.perform_seek(self)
+        self._next = {tp: offset for tp, offset in self._committed_offset.items() if offset is not None}
+        self._token += 1
+
+    transport.BatchConsumer.perform_seek = perform_seek  # type: ignore[method-assign]
 
 
 def sound() -> None:

@@ -71,7 +71,7 @@ def early_rebalance(settings: Settings, directory: Path, module: Module, seed: i
     workers = [Worker(slow if not number else settings, directory / f"w{seed}-{number}", ROLES, module) for number in range(3)]
     with Fleet(workers) as fleet:
         workers[0].start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 20
         while not metric(workers[0], "browsecast_received_events_total") and time.monotonic() < deadline:
             time.sleep(0.05)
         workers[1].start()

@@ -10,7 +10,8 @@ import pytest
 from streams import tail, wire
 from streams.events import EventDecoder
 from streams.metrics import Metrics
-from streams.profiles import ProfileFile, SiteProfile, ready_profiles
+from streams.profilefile import ProfileFile
+from streams.profiles import SiteProfile, ready_profiles
 from streams.settings import CONFIG_VARIABLE, Settings
 from tests.streams.test_cli import commands
 

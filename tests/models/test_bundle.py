@@ -163,6 +163,13 @@ def test_a_link_is_refused(copy: Path, tmp_path: Path, linked: str) -> None:
         load_bundle(copy, "cpu")
 
 
+def test_a_link_inside_is_refused(copy: Path) -> None:
+    (copy / "README.md").unlink()
+    (copy / "README.md").symlink_to("config.json")
+    with pytest.raises(BundleRefused, match=r"README\.md: a link"):
+        load_bundle(copy, "cpu")
+
+
 def test_a_link_to_a_bundle_is_a_bundle(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "champion").symlink_to(copy)
     assert load_bundle(tmp_path / "champion", "cpu").digest == open_manifest(copy).digest

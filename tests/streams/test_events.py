@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.engine import refused
+from streams.roles import refused
 from streams.events import MAX_BYTES, MAX_DEPTH, MAX_NAME, OLDEST_MS, BadEvent, EventDecoder, check_key, check_time
 from streams.profiles import SiteProfile
 from streams.sessions import CART, PURCHASE

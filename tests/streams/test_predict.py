@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 
 from models.visit import Forecast, Visit
 from streams import wire
-from streams.engine import Output
+from streams.roles import Output
 from streams.metrics import Metrics
 from streams.predict import Forecasting, Predict, PredictShard
 from streams.settings import Settings
