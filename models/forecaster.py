@@ -49,6 +49,11 @@ class Forecaster:
         self._groups = np.stack([head.marks for head in self.heads])
         self._outcome_tokens = [np.flatnonzero(head.marks) for head in self.heads]
 
+    @property
+    def router_digest(self) -> str:
+        """Whose running routing sums this can use."""
+        return self.router.digest
+
     def forecast(self, visits: Sequence[Visit]) -> list[Forecast]:
         """What the next session of each visit should look like. Deterministic: the seed fixes the rollouts."""
         if not visits:

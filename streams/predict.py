@@ -30,6 +30,10 @@ class Model(Protocol):
     version: str
     digest: str
 
+    @property
+    def router_digest(self) -> str:
+        """Whose running routing sums it can use."""
+
     def forecast(self, visits: Sequence[Visit]) -> list[Forecast]:
         """What the next session of each visit should look like."""
 
@@ -149,7 +153,8 @@ class Predict:
             await self._answer(jobs[start : start + size])
 
     async def _answer(self, jobs: list[_Job]) -> None:
-        visits = [_visit(job.session) for job in jobs if job.session is not None]
+        router = self._forecasting.model.router_digest
+        visits = [_visit(job.session, router) for job in jobs if job.session is not None]
         started = time.monotonic()
         answers = iter(await asyncio.get_running_loop().run_in_executor(self._thread, self._forecasting.answer, visits))
         self._metrics.batch_seconds.observe(time.monotonic() - started)
@@ -195,7 +200,8 @@ def _jobs(shard: PredictShard, record: ConsumerRecord) -> list[_Job]:
     return [_Job(shard, record.key, record.timestamp, session)]
 
 
-def _visit(session: wire.Session) -> Visit:
+def _visit(session: wire.Session, router_digest: str) -> Visit:
     routing = session.context.routing
-    sums = None if routing is None else routing.sums
+    # Sums of another bundle's router say nothing to this one, which then routes by the pages of the context.
+    sums = routing.sums if routing is not None and routing.digest == router_digest else None
     return Visit(session.session_id, [*session.context.history, session.pages], sums)

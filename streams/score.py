@@ -9,8 +9,8 @@ from aiokafka import ConsumerRecord
 
 from models.metrics import hr, ioa, iop, iou, log_loss
 from streams import wire
-from streams.engine import Changes, Output, refused
 from streams.metrics import Metrics
+from streams.roles import Changes, Output, refused
 from streams.settings import DAY_MS, Settings
 from streams.store import Store
 
@@ -137,7 +137,7 @@ class Pairing:
         waiting.outcomes = [outcome for outcome in waiting.outcomes if outcome.era >= era]
 
     def expire(self, records: Iterable[tuple[bytes, bytes]]) -> None:
-        """Drop what waits in vain: predictions whose session cannot come in time (counted), sessions never predicted."""
+        """Drop what waits in vain: predictions whose session did not come in time (counted), sessions unpredicted."""
         oldest, oldest_previous = self.clock_ms - self.expire_after_ms - DISORDER_MS, self.predicted_ms - DISORDER_MS
         for key, record in records:
             if key.startswith(b"\0") or key in self.dirty:

@@ -11,9 +11,9 @@ from aiokafka import ConsumerRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.roles import refused
 from streams.events import MAX_BYTES, MAX_DEPTH, MAX_NAME, OLDEST_MS, BadEvent, EventDecoder, check_key, check_time
 from streams.profiles import SiteProfile
+from streams.roles import refused
 from streams.sessions import CART, PURCHASE
 from streams.wire import Event, Rejected
 from tests.streams.test_envelopes import GA4, SEGMENT

@@ -11,9 +11,9 @@ from aiokafka import ConsumerRecord
 
 from models.visit import Forecast, Visit
 from streams import wire
-from streams.roles import Output
 from streams.metrics import Metrics
 from streams.predict import Forecasting, Predict, PredictShard
+from streams.roles import Output
 from streams.settings import Settings
 
 NOW = 1_790_000_000_000
@@ -27,6 +27,7 @@ class FakeModel:
     """Answers with the visit's seed as its path; `behave` may raise or change the answers."""
 
     version, digest = "v1", "sha256:" + "0" * 64
+    router_digest = "sha256:" + "1" * 64
 
     def __init__(self, behave: Callable[[Sequence[Visit]], object] = lambda visits: None) -> None:
         self._behave = behave
