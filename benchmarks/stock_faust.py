@@ -24,12 +24,14 @@ app = faust.App(
     consumer_auto_offset_reset="earliest",
     stream_wait_empty=False,
     broker_commit_interval=1.0,
+    key_serializer="raw",
+    value_serializer="raw",
     web_enabled=False,
     worker_redirect_stdouts=False,
 )
-clicks = app.topic(os.environ["CLICKS"], key_type=str, value_type=bytes, key_serializer="raw", value_serializer="raw")
-sessions = app.topic(os.environ["SESSIONS"], key_type=str, value_type=bytes, key_serializer="raw", value_serializer="raw")
-users = app.Table("users", partitions=int(os.environ["PARTITIONS"]), key_type=str, value_type=bytes, value_serializer="raw")
+clicks = app.topic(os.environ["CLICKS"], key_type=bytes, value_type=bytes)
+sessions = app.topic(os.environ["SESSIONS"], key_type=bytes, value_type=bytes)
+users = app.Table("users", partitions=int(os.environ["PARTITIONS"]), key_type=bytes, value_type=bytes)
 decode, decode_state = msgspec.json.decode, msgspec.msgpack.decode
 encode, encode_state = msgspec.json.encode, msgspec.msgpack.encode
 
@@ -53,4 +55,4 @@ async def sessionize(stream: Any) -> None:
 
 
 if __name__ == "__main__":
-    faust.Worker(app, loglevel="WARN").execute_from_commandline(["worker", "-l", "warn"])
+    faust.Worker(app, loglevel="WARN").execute_from_commandline()

@@ -103,6 +103,10 @@ class Contest:
                 metrics.log_loss(forecast.purchase, session.purchase),
             )
 
+    def has_outcomes(self, source: str) -> bool:
+        """Whether any past session of the source had a cart or a purchase."""
+        return self._rates[source].cart + self._rates[source].purchase > 0
+
     @property
     def pairs(self) -> int:
         """Pairs scored so far."""

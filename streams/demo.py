@@ -2,12 +2,9 @@
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from rich.text import Text
 
 from streams import replay, screens, tail, topics, wire
 from streams.contest import OURS, Contest, Rates
-from streams.errors import BrowsecastError, UsageError
+from streams.errors import UsageError
 from streams.lines import BadLine
 from streams.mock import MockCluster
 from streams.profiles import SiteProfile
@@ -30,6 +27,7 @@ from streams.readers import nasa_excerpt, read_log
 from streams.settings import DAY_MS, HOUR_MS, Settings
 from streams.shop import shop_events
 from streams.wire import Event
+from streams.workerprocess import Worker, free_port, started
 
 MARK = ".browsecast-demo"
 SHOP, NASA = "demo shop", "NASA 1995"
@@ -50,7 +48,7 @@ TRAINING: dict[str, Any] = {
 # The in-process broker keeps 5 MiB a partition, so the log waits for the worker.
 AHEAD_EVENTS, AHEAD_SESSIONS = 4_000, 400
 CHECK_EVENTS = 500
-START_S, QUIET_S, STOP_S = 90.0, 4.0, 25.0
+QUIET_S, STUCK_S = 3.0, 60.0
 LINE_S = 5.0
 
 Train = Callable[[Path, Path, Any], object]
@@ -76,21 +74,21 @@ class Log:
 
 def run(settings: Settings, options: Options, train: Train) -> None:
     """Run the demo to its end; `train(sessions, bundle, progress)` writes the bundle."""
-    console, started = Console(), time.monotonic()
+    console, began = Console(), time.monotonic()
     _prepare(options.directory)
     logs = list(_logs(options.visitors))
     for log in logs:
         console.print(f"{log.name}: {len(log.past):,} clicks of the past to learn from, {len(log.rest):,} to play")
-    changes = {"partitions": PARTITIONS, "clock": "log", "state_dir": options.directory / "state", "port": _free_port()}
+    changes = {"partitions": PARTITIONS, "clock": "log", "state_dir": options.directory / "state", "port": free_port()}
     settings = settings.but(**changes, bundle=options.directory / "bundle")
     rates = {log.name: _cut_past(log, settings, options.directory / "sessions") for log in logs}
     console.print("training a small bundle on the past …")
     with screens.progress() as progress:
         train(options.directory / "sessions", options.directory / "bundle", progress)
-    console.print(f"trained after {time.monotonic() - started:.0f} s; starting the broker and the worker …")
-    with _broker(settings, options) as settings, _worker(settings, options.directory) as worker:
+    console.print(f"trained after {time.monotonic() - began:.0f} s; starting the broker and the worker …")
+    with _broker(settings, options) as settings, started(settings, options.directory) as worker:
         contest = _play(settings, logs, Contest(rates, _source), worker, console)
-    _summary(console, contest, settings, options, time.monotonic() - started)
+    _summary(console, contest, settings, options, time.monotonic() - began)
 
 
 def _prepare(directory: Path) -> None:
@@ -144,78 +142,6 @@ def _broker(settings: Settings, options: Options) -> Iterator[Settings]:
         yield settings.but(bootstrap_servers=cluster.bootstrap_servers)
 
 
-class Worker:
-    """The worker's process, watched through its HTTP port."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, url: str) -> None:
-        self.process, self.log, self._url = process, log, url
-
-    def check(self) -> None:
-        """Raise BrowsecastError with the end of its log if it has ended."""
-        if self.process.poll() is not None:
-            lines = self.log.read_text(errors="replace").splitlines()
-            said = [line for line in lines if line.startswith("error:") or '"level": "error"' in line] or lines
-            raise BrowsecastError(
-                "\n".join([f"the worker ended with exit code {self.process.returncode}; {self.log} says:", *said[-5:]])
-            )
-
-    def ready(self) -> bool:
-        """Whether it has taken over its partitions."""
-        try:
-            with urllib.request.urlopen(f"{self._url}/ready", timeout=2):
-                return True
-        except OSError:
-            return False
-
-    def progress(self) -> tuple[float, float]:
-        """(clicks received so far, sessions that wait for a prediction), from its metrics."""
-        try:
-            with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
-        except OSError:
-            self.check()
-            return 0.0, float("inf")
-        received = sum(
-            float(line.split()[-1]) for line in lines if line.startswith("browsecast_received_events_total{")
-        )
-        waiting = (line for line in lines if line.startswith("browsecast_lag_records{") and 'role="predict"' in line)
-        return received, sum(float(line.split()[-1]) for line in waiting)
-
-
-@contextmanager
-def _worker(settings: Settings, directory: Path) -> Iterator[Worker]:
-    """A worker as its own process, stopped by SIGTERM at the end."""
-    arguments = {
-        "--bootstrap-servers": settings.bootstrap_servers,
-        "--topic-prefix": settings.topic_prefix,
-        "--bundle": settings.bundle,
-        "--clock": settings.clock,
-        "--port": settings.port,
-        "--state-dir": settings.state_dir,
-    }
-    words = [str(word) for pair in arguments.items() if pair[1] != "" for word in pair]
-    command = [sys.executable, "-m", "streams.cli", "worker", *words]
-    path = directory / "worker.log"
-    with path.open("wb") as log:
-        environment = os.environ | {"BROWSECAST_PARTITIONS": str(settings.partitions)}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    worker = Worker(process, path, f"http://{settings.host}:{settings.port}")
-    try:
-        deadline = time.monotonic() + START_S
-        while not worker.ready():
-            worker.check()
-            if time.monotonic() > deadline:
-                raise BrowsecastError(f"the worker was not ready after {START_S:g} s; see {path}")
-            time.sleep(0.2)
-        yield worker
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
 def _play(settings: Settings, logs: list[Log], contest: Contest, worker: Worker, console: Console) -> Contest:
     """Publish the rest of the logs while the topics are read, until nothing more comes."""
     events = [event for log in logs for event in log.rest]
@@ -245,7 +171,9 @@ def _play(settings: Settings, logs: list[Log], contest: Contest, worker: Worker,
                 said = now
                 console.print(_line(contest, published[0], len(events)))
             if now - moved > QUIET_S:
-                return contest
+                done = worker.progress()
+                if (done.lag == 0 and done.predicted >= contest.sessions) or now - moved > STUCK_S:
+                    return contest
     return contest
 
 
@@ -254,8 +182,8 @@ def _paced(events: Iterable[Event], published: list[int], worker: Worker) -> Ite
     for number, event in enumerate(events, 1):
         if number % CHECK_EVENTS == 0:
             while True:
-                received, waiting = worker.progress()
-                if number - received <= AHEAD_EVENTS and waiting <= AHEAD_SESSIONS:
+                done = worker.progress()
+                if number - done.received <= AHEAD_EVENTS and done.unpredicted <= AHEAD_SESSIONS:
                     break
                 time.sleep(0.1)
         published[0] = number
@@ -285,12 +213,14 @@ def _table(name: str, contest: Contest) -> Table:
     table = Table(
         title=f"{name}: {standing[OURS].pairs:,} predictions scored", header_style="bold", title_justify="left"
     )
-    table.add_column("predictor", min_width=34)
-    for column in ("hit rate", "IoU", "cart log loss", "purchase log loss"):
+    table.add_column("predictor", min_width=32)
+    columns = ("hit\nrate", "IoU\n", "cart\nlog loss", "purchase\nlog loss")
+    shown = len(columns) if contest.has_outcomes(name) else 2  # a site without a cart has no outcomes to predict
+    for column in columns[:shown]:
         table.add_column(column, justify="right")
     for predictor, means in standing.items():
         style = "bold green" if predictor == OURS else ""
-        table.add_row(predictor, *(f"{figure:.3f}" for figure in means.figures()), style=style)
+        table.add_row(predictor, *(f"{figure:.3f}" for figure in means.figures()[:shown]), style=style)
     return table
 
 
@@ -324,10 +254,3 @@ def _summary(console: Console, contest: Contest, settings: Settings, options: Op
         f"{command} watch --bootstrap-servers {broker}",
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

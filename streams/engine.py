@@ -314,7 +314,8 @@ class Engine:
     async def _maybe_flush(self) -> None:
         aged = (time.monotonic() - self._flushed_at) * 1000 >= self.settings.flush_ms
         urgent = not self._inbox.size and any(partition.shard.urgent() for partition in self.partitions.values())
-        if not (self._unflushed >= self.settings.flush_events or aged or urgent):
+        everything = self._unflushed >= self.settings.flush_events or aged
+        if not (everything or urgent):
             return
         running = self._flushing
         if running is not None:
@@ -322,7 +323,7 @@ class Engine:
                 await asyncio.shield(running)  # whoever ends us may not tear a transaction
             else:
                 return  # it is under way; what came since goes with the next
-        self._flushing = asyncio.create_task(self._flush())
+        self._flushing = asyncio.create_task(self._flush(everything))
         await asyncio.sleep(0)
 
     async def _flush_now(self) -> None:
@@ -330,16 +331,18 @@ class Engine:
         if self._flushing is not None:
             await asyncio.shield(self._flushing)
             self._flushing = None
-        await self._flush()
+        await self._flush(everything=True)
 
-    async def _flush(self) -> None:
+    async def _flush(self, everything: bool) -> None:
+        """Commit the partitions that moved, or only those with something to publish: the others can wait."""
         if self.failed:
             return
-        started = self._flushed_at = time.monotonic()
-        self._unflushed = 0
+        started = time.monotonic()
+        if everything:
+            self._flushed_at, self._unflushed = started, 0
         work = []
         for partition in self.partitions.values():
-            if partition.moved or partition.shard.urgent():
+            if partition.shard.urgent() or (everything and partition.moved):
                 partition.moved = False
                 outputs, changes = partition.shard.take()
                 changes.append((POSITION_KEY, msgspec.msgpack.encode(partition.positions)))

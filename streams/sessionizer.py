@@ -169,6 +169,8 @@ class Sessionizer:
         for held in [h for h in self._held if h.event.user_id == user_id]:
             self._drop_held(held)
             self.clock.fates[Fate.ACCEPTED] += 1
+        if user_id in self.clock.ahead:
+            self.clock.ahead.remove(user_id)
 
     # ---------------------------------------------------------------- event time
 
@@ -232,16 +234,17 @@ class Sessionizer:
 
     def _hold(self, key: bytes, event: Event, mark: int, offset: int, id_hash: bytes) -> Fate:
         policy, clock = self.policy, self.clock
-        if len(self._held) >= policy.held_events:
+        if event.user_id not in clock.ahead:
+            clock.ahead.append(event.user_id)
+        believed = len(clock.ahead) >= policy.ahead_users
+        if len(self._held) >= policy.held_events and not believed:
             message = f"{policy.held_events} events are held already, this one is too far ahead of the others as well"
             self.capped.append(Capped(offset, event, "too_far_ahead", message))
             return Fate.REJECTED
         held = Held(event.ts, offset, key, mark, id_hash, event)
         heapq.heappush(self._held, held)
         self._side[_held_key(held)] = msgspec.msgpack.encode(held)
-        if event.user_id not in clock.ahead:
-            clock.ahead.append(event.user_id)
-        if len(clock.ahead) >= policy.ahead_users:
+        if believed:
             clock.high_ms = self._held[0].ts
             self._set_watermark()
             self.advance()

@@ -251,10 +251,12 @@ async def test_the_event_loop_runs_on_while_the_model_works() -> None:
     assert len(shard.outputs) == 1
 
 
-async def test_sessions_carry_their_routing_to_the_model() -> None:
+@pytest.mark.parametrize(("digest", "sums"), [(FakeModel.router_digest, [1.0, 2.0]), ("another router's", None)])
+async def test_sessions_carry_their_routing_to_the_model(digest: str, sums: list[float] | None) -> None:
+    """Sums of another router mean nothing to this bundle: it computes its own from the pages."""
     seen: list[Visit] = []
     one = session(1)
-    one.context.routing = wire.Routing("r", [1.0, 2.0], 3)
+    one.context.routing = wire.Routing(digest, [1.0, 2.0], 3)
     shard = PredictShard()
     await role(FakeModel(seen.extend)).work([(shard, wire.SESSIONS, [record(0, msgspec.json.encode(one))])])
-    assert seen == [Visit("s1", [["shoes"], ["home", "cart"]], [1.0, 2.0])]
+    assert seen == [Visit("s1", [["shoes"], ["home", "cart"]], sums)]

@@ -289,6 +289,16 @@ def test_too_many_held_are_refused() -> None:
     assert run.capped == [(4, "too_far_ahead"), (5, "too_far_ahead")]
 
 
+def test_one_wild_clock_that_fills_the_held_ones_does_not_stop_the_clock() -> None:
+    """Nobody else can be held then, but their word counts: after a quiet night the log goes on."""
+    run, night = Run(STRICT), 8 * 3_600_000
+    run.feed([click("a", 0), *(click("w", 75 * YEAR + ms) for ms in range(3))])
+    run.feed([click(f"u{number}", night + 1_000 * number) for number in range(20)], 4)
+    assert run.fates[4:6] == [Fate.REJECTED, Fate.HELD]
+    assert run.fates[6:] == [Fate.ACCEPTED] * 18
+    assert run.one.watermark_ms == BASE + night + 19_000 - GRACE
+
+
 def test_a_quiet_partition_runs_on() -> None:
     run = Run(RULES).feed([click("a", 0), click("w", 2 * AHEAD)])
     run.one.run_on(BASE + GAP + GRACE)
