@@ -21,17 +21,19 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from benchmarks.broker import broker, deployment, parser
-from benchmarks.load import STEP_MS, cpu_seconds, events, publish, scratch
+from benchmarks.load import cpu_seconds, events, publish, scratch
 from streams.clients import librdkafka
 from streams.settings import Settings
 from streams.wire import CLICKS, PREDICTIONS
 from tests.bundle import make_bundle
+from tests.play import metric
 from tests.workers import Worker
 
 PARTITIONS = 4
 GAP_MS, GRACE_MS = 60_000, 10_000  # of event time: so that sessions close soon after the run begins
 ROLES = ("sessionize", "predict", "score")
 QUIET_SECONDS = 5
+ACTIVE = 500  # visitors at a time: one page in five seconds of event time each, so visits stay whole
 
 
 class Closes:
@@ -124,24 +126,22 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def capacity(servers: str, bundle: Path, count: int, users: int) -> float:
-    """Events a second of a log that is there already, counted from the first to the last prediction."""
+    """Events a second of a log that is there already, from the moment the worker serves to the last prediction."""
     with scratch() as name:
         settings = _deployment(servers, Path(name), bundle)
-        publish(settings, events(count, users))
+        publish(settings, events(count, users, active=ACTIVE))
         worker, seen = Worker(settings, Path(name) / "w", ROLES), Seen(settings)
         worker.start()
         try:
             worker.wait_ready(180)
-            began = time.monotonic()
+            began = time.time()
             while not seen.predictions or time.time() - seen.predictions[-1][0] < QUIET_SECONDS:
                 seen.read(0.2)
-                if not seen.predictions and time.monotonic() - began > 120:
+                if not seen.predictions and time.time() - began > 120:
                     raise RuntimeError(f"no prediction came:\n{worker.tail()}")
         finally:
             worker.stop()
-        times = [at for at, _, _ in seen.predictions]
-        closing = count - (GAP_MS + GRACE_MS) // STEP_MS  # events whose sessions can have closed
-        return closing / (times[-1] - times[0])
+        return count / (seen.predictions[-1][0] - began)
 
 
 def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int) -> dict[str, Any]:
@@ -153,11 +153,18 @@ def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int)
         try:
             worker.wait_ready(180)
             began = time.time()
-            stream(settings, events(int(rate * seconds), users), rate, closes, seen)
+            stream(settings, events(int(rate * seconds), users, active=ACTIVE), rate, closes, seen)
             end = time.time() + 3
             while time.time() < end:
                 seen.read(0.1)
             cpu = cpu_seconds(worker.process.pid)
+            inside = {
+                "batch_sessions": mean(worker, "browsecast_batch_sessions"),
+                "batch_ms": 1000 * mean(worker, "browsecast_batch_seconds"),
+                **{f"{role}_flush_ms": 1000 * mean(worker, "browsecast_flush_seconds", role) for role in ROLES},
+                **{f"{role}_flushes": metric(worker, "browsecast_flush_seconds_count", role=role) for role in ROLES},
+                **{f"{role}_lag": metric(worker, "browsecast_lag_records", role=role) for role in ROLES},
+            }
         finally:
             worker.stop()
         bare = asyncio.run(_transactions(settings, 200))
@@ -171,7 +178,14 @@ def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int)
         "close_to_emit_ms": percentiles([one["close_to_emit_ms"] for _, _, one in late]),
         "bare_transaction_ms": percentiles(bare),
         "cpu_s": round(cpu, 1),
+        "means": {name: round(value, 1) for name, value in inside.items()},
     }
+
+
+def mean(worker: Worker, name: str, role: str | None = None) -> float:
+    """Mean of a histogram that the worker shows."""
+    labels = {} if role is None else {"role": role}
+    return metric(worker, f"{name}_sum", **labels) / max(1.0, metric(worker, f"{name}_count", **labels))
 
 
 def _deployment(servers: str, directory: Path, bundle: Path) -> Settings:
@@ -200,6 +214,7 @@ def main() -> None:
         ("close to emission, the worker's own figure", "close_to_emit_ms"),
     ):
         print(f"{title:44} {found[key]['p50']:>8} {found[key]['p99']:>8}")
+    print("means: " + ", ".join(f"{name} {value}" for name, value in found["means"].items()))
     print(json.dumps({"benchmark": "latency", "events_per_s": round(rate), "capacity_events_per_s": most, **found}))
 
 

@@ -57,20 +57,20 @@ class Rate:
         return {"events": self.events, "events_per_s": round(self.per_second), "cpu_us": round(self.cpu_us, 1)}
 
 
-def events(count: int, users: int, seed: int = 1, begin_ms: int = BASE_MS) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of `count` clicks of visits of about ten pages, many visits at a time, each by one of `users`."""
+def events(count: int, users: int, seed: int = 1, active: int = ACTIVE) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of `count` clicks of visits of about ten pages, `active` visits at a time, each by one of `users`."""
     choose = random.Random(seed)
     rnd, below = choose.random, choose.randrange
-    active = [f"u{below(users):07d}" for _ in range(ACTIVE)]
+    visitors = [f"u{below(users):07d}" for _ in range(active)]
     for number in range(count):
-        place = int(rnd() * ACTIVE)
-        user = active[place]
+        place = int(rnd() * active)
+        user = visitors[place]
         if rnd() * PAGES_A_VISIT < 1:
-            active[place] = f"u{below(users):07d}"
+            visitors[place] = f"u{below(users):07d}"
         value = {
             "event_id": f"{seed:02d}-{number:010d}",
             "user_id": user,
-            "ts": begin_ms + number * STEP_MS,
+            "ts": BASE_MS + number * STEP_MS,
             "page": PAGES[int(rnd() * len(PAGES))],
             "type": "view" if number % 11 else "cart",
             "device": "mobile",

@@ -49,7 +49,7 @@ class Metrics:
 
     def _state(self) -> None:
         self.open_sessions = self._gauge("open_sessions", "sessions not closed yet", "partition")
-        self.cached_users = self._gauge("cached_users", "decoded users kept in memory", "role")
+        self.cached_users = self._gauge("cached_users", "decoded users kept in memory", "partition")
         self.sessions_closed = self._counter("sessions_closed", "sessions published", "partition")
         self.flush_seconds = self._histogram("flush_seconds", "one transaction and its write", SECONDS_BUCKETS, "role")
         self.flushed_records = self._counter("flushed_records", "records in committed transactions", "role")
@@ -73,7 +73,9 @@ class Metrics:
         self.hit_ratio = self._gauge("score_hit_ratio", "hits over scores since the start", "model")
         self.log_loss = self._counter("score_log_loss_nats", "sum of log losses by outcome", "model", "outcome")
         self.predictions_expired = self._counter("predictions_expired", "predictions whose session never came")
-        self.waiting_predictions = self._gauge("waiting_predictions", "predictions that wait for their session")
+        self.waiting_predictions = self._gauge(
+            "waiting_predictions", "predictions that wait for their session", "partition"
+        )
 
     def count(self, partition: int, fate: str, events: int = 1, reason: str | None = None) -> None:
         """Count events that met their final fate (one of FATES); a rejected one also by its reason."""
@@ -95,8 +97,10 @@ class Metrics:
     def drop_partition(self, role: str, topic: str, partition: int) -> None:
         """A partition was taken away: its figures, which are part of its state, are another worker's now."""
         self._remove(self.lag, role, topic, str(partition))
+        if role == "score":
+            self._remove(self.waiting_predictions, str(partition))
         if role == "sessionize":
-            for metric in (self.watermark, self.held_events, self.open_sessions, self.received):
+            for metric in (self.watermark, self.held_events, self.open_sessions, self.cached_users, self.received):
                 self._remove(metric, str(partition))
             for fate in FATES:
                 self._remove(self.events, str(partition), fate)

@@ -215,6 +215,7 @@ class _Outlet:
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
                 "compression.type": "lz4",
+                "log_level": 0,
                 "linger.ms": 20,
                 "message.timeout.ms": DELIVERY_MS,
                 "queue.buffering.max.messages": 200_000,

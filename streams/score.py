@@ -75,7 +75,7 @@ class Pairing:
         self.expire_after_ms = expire_after_ms
         self.clock_ms, self.predicted_ms = clock  # how far each topic has been read, by the ends of its sessions
         self.scores: list[tuple[bytes, wire.Score]] = []
-        self.expired = 0
+        self.expired = self.waiting = 0  # predictions: given up, and kept for their session
         self.users: dict[bytes, Waiting] = {}
         self.dirty: dict[bytes, Waiting] = {}
         self._read = read
@@ -95,6 +95,7 @@ class Pairing:
                 self.scores.append((key, score(guess, outcome)))
                 return
         waiting.guesses.append(guess)
+        self.waiting += 1
 
     def came(self, key: bytes, session: wire.Session) -> None:
         """A session closed: score the prediction made for it, or keep the session until that arrives."""
@@ -104,9 +105,7 @@ class Pairing:
             return
         waiting = self._load(key)
         if session.end_ms - previous_end_ms > self.expire_after_ms:
-            kept = [guess for guess in waiting.guesses if guess.session_id != previous]
-            self.expired += len(waiting.guesses) - len(kept)
-            waiting.guesses = kept
+            self._keep(waiting, [guess for guess in waiting.guesses if guess.session_id != previous], expired=True)
             return
         outcome = Outcome(
             previous, previous_end_ms, session.session_id, session.user_id, session.pages, session.cart,
@@ -115,6 +114,7 @@ class Pairing:
         for guess in waiting.guesses:
             if guess.session_id == previous:
                 waiting.guesses.remove(guess)
+                self.waiting -= 1
                 self.scores.append((key, score(guess, outcome)))
                 return
         waiting.outcomes.append(outcome)
@@ -131,9 +131,14 @@ class Pairing:
         waiting.session_era += 1
         self._drop_old(waiting, waiting.session_era)
 
-    @staticmethod
-    def _drop_old(waiting: Waiting, era: int) -> None:
-        waiting.guesses = [guess for guess in waiting.guesses if guess.era >= era]
+    def _keep(self, waiting: Waiting, guesses: list[Guess], expired: bool) -> None:
+        gone = len(waiting.guesses) - len(guesses)
+        self.waiting -= gone
+        self.expired += gone * expired
+        waiting.guesses = guesses
+
+    def _drop_old(self, waiting: Waiting, era: int) -> None:
+        self._keep(waiting, [guess for guess in waiting.guesses if guess.era >= era], expired=False)
         waiting.outcomes = [outcome for outcome in waiting.outcomes if outcome.era >= era]
 
     def expire(self, records: Iterable[tuple[bytes, bytes]]) -> None:
@@ -146,8 +151,8 @@ class Pairing:
             guesses = [guess for guess in waiting.guesses if guess.session_end_ms >= oldest]
             outcomes = [outcome for outcome in waiting.outcomes if outcome.previous_end_ms >= oldest_previous]
             if len(guesses) + len(outcomes) < len(waiting.guesses) + len(waiting.outcomes):
-                self.expired += len(waiting.guesses) - len(guesses)
-                waiting.guesses, waiting.outcomes = guesses, outcomes
+                self._keep(waiting, guesses, expired=True)
+                waiting.outcomes = outcomes
                 self.users[key] = self.dirty[key] = waiting
 
     def _load(self, key: bytes) -> Waiting:
@@ -194,10 +199,13 @@ def score(guess: Guess, outcome: Outcome) -> wire.Score:
 class ScoreShard:
     """One partition of predictions and sessions."""
 
-    def __init__(self, role: "Scoring", store: Store) -> None:
+    def __init__(self, role: "Scoring", store: Store, records: Iterable[tuple[bytes, bytes]]) -> None:
         clock = store.get(CLOCK_KEY)
         known = msgspec.msgpack.decode(clock, type=tuple[int, int]) if clock else (0, 0)
         self.pairing = Pairing(role.settings.expire_after_ms, store.get, known)
+        for key, record in records:
+            if not key.startswith(b"\0"):
+                self.pairing.waiting += len(msgspec.msgpack.decode(record, type=Waiting).guesses)
         self._role, self._store = role, store
         self._outputs: list[Output] = []
         self._sweep_key: bytes | None = None
@@ -259,8 +267,8 @@ class Scoring:
         self.settings, self._metrics = settings, metrics
 
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> ScoreShard:
-        """Take up a partition; its records are read when they are needed."""
-        return ScoreShard(self, store)
+        """Take up a partition from its restored state; its records are read again when they are needed."""
+        return ScoreShard(self, store, records)
 
     async def work(self, batch: Sequence[tuple[ScoreShard, str, list[ConsumerRecord]]]) -> None:
         """Pair what came, per partition."""
@@ -275,3 +283,4 @@ class Scoring:
         """Show the shard's figures as metrics."""
         self._metrics.predictions_expired.inc(shard.pairing.expired)
         shard.pairing.expired = 0
+        self._metrics.waiting_predictions.labels(partition).set(shard.pairing.waiting)

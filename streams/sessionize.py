@@ -164,6 +164,7 @@ class Sessionize:
         metrics.forgotten.labels(partition).inc(shard.forgotten)
         metrics.expired_users.labels(partition).inc(shard.expired)
         shard.closed_sessions = shard.forgotten = shard.expired = 0
+        metrics.cached_users.labels(partition).set(len(sessionizer.users))
         metrics.open_sessions.labels(partition).set(sessionizer.open_sessions)
         if sessionizer.watermark_ms is not None:
             metrics.watermark.labels(partition).set(sessionizer.watermark_ms / 1000)

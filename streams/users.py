@@ -78,7 +78,7 @@ def forget(settings: Settings, user_id: str) -> tuple[int, int]:
     error, message = placed[0] if placed else (KafkaError(KafkaError._TIMED_OUT), None)
     if message is None or error is not None:
         raise BrokerUnavailable(
-            f"user {user_id} is not forgotten: the broker at {settings.bootstrap_servers} did not take it ({error.str()}); "
-            "try again when it is up"
+            f"user {user_id} is not forgotten: the broker at {settings.bootstrap_servers} did not take it "
+            f"({error.str()}); try again when it is up"
         )
     return message.partition(), message.offset()

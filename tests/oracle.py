@@ -217,6 +217,7 @@ class Partition:
             if click.user == user:
                 self.expected.fates[self.number, click.offset] = FORGET
         self.held = [click for click in self.held if click.user != user]
+        self.ahead_users.discard(user)
 
     def finish(self, ended: bool) -> None:
         """Close what the last watermark closes, or everything when the log has ended."""

@@ -1,6 +1,5 @@
 """The pure rules of a session, one visitor at a time, and each rule of the partition that one visitor can show."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -348,22 +347,3 @@ def test_another_router_starts_from_the_history() -> None:
     routing = finish(user, "u", visit, new, rules).context.routing
     assert routing is not None
     assert (routing.digest, routing.sums, routing.count) == ("new", *new.add(None, 0, pages))
-
-
-def test_forgotten_after_silence() -> None:
-    rules = policy(forget_after_ms=10**8)
-    for later, number in [(10**8, 2), (10**8 + GRACE - 1, 2), (10**8 + GRACE, 1)]:
-        one = Sessionizer(rules, nothing)
-        one.apply(b"u", event(0), 0, 0)
-        for offset, user in enumerate("vwx"):  # enough of them to be believed
-            one.apply(user.encode(), event(later, user=user), 0, offset + 1)
-        one.apply(b"u", event(later + 1), 0, 9)
-        one.end()
-        numbers = [session.number for key, session in one.closed if session is not None and key == b"u"]
-        assert numbers == [1, number], later
-
-
-def test_a_record_is_what_json_and_changelog_can_carry() -> None:
-    user, _ = finished([[0, 1], [10**6]], policy())
-    assert decode_user(encode_user(user)) == user
-    assert json.dumps(history_of(user))

@@ -50,6 +50,7 @@ def test_created_topics_pass_the_check_and_are_created_once(settings_for: Callab
 
 
 @pytest.mark.kafka
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("topic", "name", "value", "words"),
     [
@@ -69,7 +70,10 @@ def test_each_wrong_setting_is_named_with_the_command_that_mends_it(
     topics.create(settings)
     with KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers) as admin:
         admin.alter_configs([ConfigResource("topic", settings.topic(topic), {name: value})])
-    (problem,) = topics.check(settings)
+    problems: list[topics.Problem] = []
+    while not problems:  # the broker applies a setting a moment after it has confirmed it; the test's timeout ends this
+        problems = topics.check(settings)
+    (problem,) = problems
     assert "kafka-configs.sh" in problem.mend
     assert problem.mend.endswith(words)
 
