@@ -1,8 +1,8 @@
 """From the close of a session to its published prediction, both transactions included, at half load.
 
-`python -m benchmarks.latency --bundle DIR`. A worker with all roles gets a steady stream of clicks. An outside consumer that
-reads committed takes the time of each prediction; a session's close is the acknowledgement of the click that moved the
-watermark past it, so the figure holds everything that a shop waits for. `close_to_emit_ms` is the worker's own figure.
+`python -m benchmarks.latency --bundle DIR`. A worker with all roles gets a steady stream of clicks. An outside consumer
+that reads committed takes the time of each prediction; a session's close is the acknowledgement of the click that moved
+the watermark past it, so the figure holds everything that a shop waits for. `close_to_emit_ms` is the worker's own.
 Without `--rate` the capacity is measured first, on a log that is there already, and half of it is the load.
 """
 
@@ -104,7 +104,9 @@ def stream(settings: Settings, records: Iterator[tuple[bytes, bytes]], rate: flo
 
 
 async def _transactions(settings: Settings, count: int) -> list[float]:
-    sender = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers, transactional_id=f"{settings.topic_prefix}bare")
+    sender = AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=f"{settings.topic_prefix}bare"
+    )
     await sender.start()
     times = []
     try:
@@ -169,7 +171,9 @@ def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int)
             worker.stop()
         bare = asyncio.run(_transactions(settings, 200))
     late = [(at, partition, one) for at, partition, one in seen.predictions if at > began + seconds / 2]
-    outside = [1000 * (at - closed) for at, n, one in late if (closed := closes.of(n, one["session_end_ms"])) is not None]
+    outside = [
+        1000 * (at - closed) for at, n, one in late if (closed := closes.of(n, one["session_end_ms"])) is not None
+    ]
     return {
         "predictions": len(outside),
         "predictions_per_s": round(len(seen.predictions) / seconds, 1),
@@ -207,7 +211,9 @@ def main() -> None:
         rate = given.rate or (most or 0) / 2
         found = at_load(servers, bundle, rate, given.seconds, given.users)
     print(f"load of {rate:,.0f} events/s" + (f", half of {most:,.0f}" if most else ""))
-    print(f"{found['predictions']:,} predictions, {found['predictions_per_s']} a second\n{'ms':44} {'p50':>8} {'p99':>8}")
+    print(
+        f"{found['predictions']:,} predictions, {found['predictions_per_s']} a second\n{'ms':44} {'p50':>8} {'p99':>8}"
+    )
     for title, key in (
         ("a bare transaction of 20 records (floor)", "bare_transaction_ms"),
         ("close to published prediction, outside", "outside_ms"),

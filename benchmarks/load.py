@@ -1,7 +1,7 @@
 """The load of the benchmarks and how it is measured: the same events, the same yardstick for every contestant.
 
-An event has about 230 bytes of JSON, a user about 1.5 KB of state. CPU is that of the worker's process, all threads, as the
-kernel counts it; a contestant has done an event when the group's committed offset is behind it.
+An event has about 230 bytes of JSON, a user about 1.5 KB of state. CPU is that of the worker's process, all threads, as
+the kernel counts it; a contestant has done an event when the group's committed offset is behind it.
 """
 
 import json
@@ -58,7 +58,7 @@ class Rate:
 
 
 def events(count: int, users: int, seed: int = 1, active: int = ACTIVE) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of `count` clicks of visits of about ten pages, `active` visits at a time, each by one of `users`."""
+    """(key, value) of `count` clicks: visits of about ten pages, `active` of them at a time, each by one of `users`."""
     choose = random.Random(seed)
     rnd, below = choose.random, choose.randrange
     visitors = [f"u{below(users):07d}" for _ in range(active)]
@@ -75,7 +75,11 @@ def events(count: int, users: int, seed: int = 1, active: int = ACTIVE) -> Itera
             "type": "view" if number % 11 else "cart",
             "device": "mobile",
             "category": "shoes",
-            "attributes": {"ref": "google" if number % 7 == 0 else "direct", "dwell_ms": 1000 + number % 60000, "geo": "US-CA"},
+            "attributes": {
+                "ref": "google" if number % 7 == 0 else "direct",
+                "dwell_ms": 1000 + number % 60000,
+                "geo": "US-CA",
+            },
         }
         yield user.encode(), json.dumps(value, separators=(",", ":")).encode()
 
@@ -154,7 +158,7 @@ class Position:
 def measure(
     process: "subprocess.Popen[bytes]", position: Position, until: int, log: Path, limit_s: float = 600
 ) -> Rate:
-    """From the first commit that is seen to `until` committed records. Raises RuntimeError if the process ends or hangs."""
+    """From the first commit seen to `until` committed records. Raises RuntimeError if the process ends or hangs."""
     began, first, cpu, deadline = 0.0, 0, 0.0, time.monotonic() + limit_s
     while True:
         done, now = position(), time.monotonic()

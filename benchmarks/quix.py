@@ -1,8 +1,8 @@
-"""Quix Streams doing the sessionizing job, with its state or with its session window. Started by benchmarks/sessionize.py.
+"""Quix Streams doing the sessionizing job, with its state or its session window. Started by benchmarks/sessionize.py.
 
-It runs in a virtual environment of its own (benchmarks/requirements.lock) and knows nothing of this project. The state form
-closes a session when the user's next event comes, with the same size of state as ours; the window form is its documented
-session window with a collection of pages.
+It runs in a virtual environment of its own (benchmarks/requirements.lock) and knows nothing of this project. The state
+form closes a session when the user's next event comes, with the same size of state as ours; the window form is its
+documented session window with a collection of pages.
 """
 
 import os
@@ -20,7 +20,7 @@ app = Application(
     auto_offset_reset="earliest",
     state_dir=os.environ["STATE_DIR"],
     commit_interval=1.0,
-    processing_guarantee=os.environ.get("GUARANTEE", "at-least-once"),  # type: ignore[arg-type]
+    processing_guarantee=os.environ.get("GUARANTEE", "at-least-once"),
     loglevel="WARNING",
 )
 
@@ -46,7 +46,9 @@ def sessionize(event: Any, state: Any) -> Any:
 
 def main() -> None:
     """Run until killed."""
-    clicks = app.topic(os.environ["CLICKS"], value_deserializer="json", key_deserializer="bytes", timestamp_extractor=event_time)
+    clicks = app.topic(
+        os.environ["CLICKS"], value_deserializer="json", key_deserializer="bytes", timestamp_extractor=event_time
+    )
     sessions = app.topic(os.environ["SESSIONS"], value_serializer="json", key_serializer="bytes")
     frame = app.dataframe(clicks)
     if os.environ["FORM"] == "state":

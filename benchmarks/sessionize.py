@@ -1,4 +1,4 @@
-"""The sessionizing worker, catching up and live, beside stock Faust and Quix Streams doing the same job in the same run.
+"""The sessionizing worker, catching up and live, beside stock Faust and Quix Streams with the same job in the same run.
 
 Run `python -m benchmarks.sessionize [--bootstrap-servers HOST:PORT]`. Quix Streams lives in .venv-bench:
 `python -m venv .venv-bench && .venv-bench/bin/pip install --require-hashes -r benchmarks/requirements.lock`.
@@ -96,11 +96,15 @@ def catching_up(servers: str, users: int, count: int, peer_count: int, faust_cou
             command = [str(PEERS_PYTHON), str(ROOT / "benchmarks" / "quix.py")]
             until = peer_count if form == "state" else peer_count // 4
             with peer(settings, directory / form, command, group, FORM=form) as (process, log):
-                rates[f"Quix Streams {form}, at least once"] = measure(process, Position(settings, group, topic), until, log)
+                rates[f"Quix Streams {form}, at least once"] = measure(
+                    process, Position(settings, group, topic), until, log
+                )
         group = f"{settings.topic_prefix}faust"
         command = [sys.executable, str(ROOT / "benchmarks" / "stock_faust.py")]
         with peer(settings, directory / "faust", command, group) as (process, log):
-            rates["stock Faust table, at least once"] = measure(process, Position(settings, group, topic), faust_count, log)
+            rates["stock Faust table, at least once"] = measure(
+                process, Position(settings, group, topic), faust_count, log
+            )
     return rates
 
 
@@ -111,10 +115,9 @@ def live(servers: str, users: int, per_second: float, count: int) -> Rate:
         settings = deployment(servers, directory, partitions=PARTITIONS, gap_ms=GAP_MS, grace_ms=GRACE_MS)
         seed_state(settings, users)
         with ours(settings, directory / "ours") as (process, log):
-            sender = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.sessionize", "--publish", str(count), "--users", str(users), "--pace",
-                 str(per_second), "--prefix", settings.topic_prefix, "--bootstrap-servers", servers], cwd=ROOT
-            )  # fmt: skip
+            own = ["--publish", str(count), "--users", str(users), "--pace", str(per_second)]
+            where = ["--prefix", settings.topic_prefix, "--bootstrap-servers", servers]
+            sender = subprocess.Popen([sys.executable, "-m", "benchmarks.sessionize", *own, *where], cwd=ROOT)
             position = Position(settings, settings.application("sessionize"), settings.topic(CLICKS))
             try:
                 return measure(process, position, count, log)
@@ -128,7 +131,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--users", type=int, nargs="*", default=[20_000, 200_000])
     arguments.add_argument("--events", type=int, default=600_000)
-    arguments.add_argument("--pace", type=float, default=10_000, help="events a second of the live run; 0 leaves it out")
+    arguments.add_argument(
+        "--pace", type=float, default=10_000, help="events a second of the live run; 0 leaves it out"
+    )
     arguments.add_argument("--publish", type=int, help="only publish so many events (the live run's own producer)")
     arguments.add_argument("--prefix", default="")
     given = arguments.parse_args()

@@ -1,4 +1,4 @@
-"""The pure step alone: a partition's sessionizer on decoded events, no Kafka and no RocksDB. `python -m benchmarks.step`"""
+"""The pure step: a partition's sessionizer on decoded events, no Kafka, no RocksDB. `python -m benchmarks.step`"""
 
 import argparse
 import json
@@ -30,7 +30,9 @@ def stepping(keys: list[bytes], decoded: list[Event], encode: bool) -> tuple[Rat
     one, closed = Sessionizer(policy, store.get), 0
     began, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(keys), BATCH):
-        for offset, (key, event) in enumerate(zip(keys[start : start + BATCH], decoded[start : start + BATCH], strict=True)):
+        for offset, (key, event) in enumerate(
+            zip(keys[start : start + BATCH], decoded[start : start + BATCH], strict=True)
+        ):
             one.apply(key, event, 0, start + offset)
         closed += len(one.closed)
         one.closed = []
@@ -58,7 +60,8 @@ def main() -> None:
         }
         table(f"{users:,} users", list(rates.items()))
         result[f"users_{users}"] = {"sessions": closed} | {
-            name: rate.as_json() for name, rate in zip(("decode", "step", "step_and_encode"), rates.values(), strict=True)
+            name: rate.as_json()
+            for name, rate in zip(("decode", "step", "step_and_encode"), rates.values(), strict=True)
         }
     print(json.dumps(result))
 

@@ -40,9 +40,9 @@ encode, encode_state = msgspec.json.encode, msgspec.msgpack.encode
 async def sessionize(stream: Any) -> None:
     """One event, one read and one write of the user's state."""
     async for key, value in stream.items():
-        event = decode(value)
+        event: Any = decode(value)
         record = users.get(key)
-        state = decode_state(record) if record else {"past": PAST, "open": []}
+        state: dict[str, Any] = decode_state(record) if record else {"past": PAST, "open": []}
         visit = state["open"]
         if visit and event["ts"] - visit[-1][0] > GAP_MS:
             pages = [page for _, page in visit]

@@ -276,12 +276,13 @@ class Sessionizer:
         if user is None:
             record = None if self.dirty.get(key, key) is None else self._read(key)
             user = self.users[key] = User() if record is None else decode_user(record)
-        if not user.open and user.last_ms and self._is_silent(user):
+        if not user.open and self._is_silent(user):
             user = self.users[key] = User()
         return user
 
     def _is_silent(self, user: User) -> bool:
-        return self._watermark is not None and user.last_ms + self.policy.forget_after_ms < self._watermark
+        heard_ms = user.last_ms or user.window_ms  # nothing but late events: only the rate limit knows of them
+        return self._watermark is not None and 0 < heard_ms < self._watermark - self.policy.forget_after_ms
 
     def forget_silent(self, records: Iterable[tuple[bytes, bytes]]) -> int:
         """Drop those of the records whose users have been silent for too long; how many they are."""

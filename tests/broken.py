@@ -1,4 +1,4 @@
-"""Workers that are broken on purpose, one line each: if the fault tests cannot tell them from the real one, they prove nothing.
+"""Workers that are broken on purpose: if the fault tests cannot tell them from the real one, they prove nothing.
 
 `python -m tests.broken VARIANT worker ...` runs the command line with the variant in place.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from faust.transport.consumer import Consumer
 
 from streams import clients, engine, sessionize, transport
 from streams.cli import main
@@ -27,6 +28,7 @@ def offsets_outside() -> None:
 
 def no_fencing() -> None:
     """Each worker has transactional ids of its own, so that nobody is shut out."""
+
     def new_producer(self: Any, number: int) -> AIOKafkaProducer:
         return AIOKafkaProducer(
             transactional_id=f"{self.group}-{number}-{os.getpid()}",
@@ -57,7 +59,7 @@ def faust_seek() -> None:
     """Faust decides where reading goes on, by the group's offset: where there is none, it does not seek at all."""
 
     async def perform_seek(self: Any) -> None:
-        await transport.driver.Consumer.perform_seek(self)
+        await Consumer.perform_seek(self)
         self._next = {tp: offset for tp, offset in self._committed_offset.items() if offset is not None}
         self._token += 1
 

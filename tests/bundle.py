@@ -17,7 +17,15 @@ def make_bundle(directory: Path) -> Path:
 
     sessions = write_sessions(directory / "sessions")
     options = TrainOptions(
-        clusters=2, layers=1, heads=1, hidden_size=16, epochs=1, fine_tune_epochs=1, rollouts=4, max_pages=8, device="cpu"
+        clusters=2,
+        layers=1,
+        heads=1,
+        hidden_size=16,
+        epochs=1,
+        fine_tune_epochs=1,
+        rollouts=4,
+        max_pages=8,
+        device="cpu",
     )
     return train(sessions, directory / "bundle", options)
 

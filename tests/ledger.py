@@ -115,7 +115,9 @@ def read_clicks(settings: Settings, count: int, seconds: float = 60) -> list[Rec
         for _, message in reader.read(1.0):
             partition, offset = message.partition(), message.offset()
             assert partition is not None and offset is not None
-            log.append(Record(partition, offset, message.timestamp()[1], _bytes(message.key()), _bytes(message.value())))
+            log.append(
+                Record(partition, offset, message.timestamp()[1], _bytes(message.key()), _bytes(message.value()))
+            )
     reader.close()
     return log
 
@@ -128,7 +130,7 @@ def log_faults(log: Sequence[Record], manifest: dict[tuple[int, int], Sent]) -> 
 
 
 def verdict(expected: Expected, ledger: Ledger, log: Sequence[Record], predicted: bool = True) -> list[str]:
-    """Every difference, in words; empty when each session, late and rejected event (and prediction, score) is there once."""
+    """Every difference, in words; empty when every record that must be there is there, right, and once."""
     found = list(ledger.misplaced)
     found += _differences("session", expected.sessions, [cut_of(session) for session in ledger.sessions])
     found += _repeats("session_id", (session["session_id"] for session in ledger.sessions))
@@ -173,7 +175,10 @@ def _rejected_faults(expected: Expected, ledger: Ledger, log: Sequence[Record]) 
     values = {(record.partition, record.offset): record for record in log}
     for one in ledger.rejected:
         record = values.get((one["partition"], one["offset"]))
-        if record is not None and (_decoded(one["original"]), _decoded(one["original_key"])) != (record.value, record.key):
+        if record is not None and (_decoded(one["original"]), _decoded(one["original_key"])) != (
+            record.value,
+            record.key,
+        ):
             found.append(f"rejected event {one['partition']}/{one['offset']} does not carry its original")
         if not one["message"] or not one["stage"]:
             found.append(f"rejected event {one['partition']}/{one['offset']} does not say what is wrong")
@@ -198,7 +203,11 @@ def _score_faults(ledger: Ledger) -> list[str]:
     found = _differences("score", wanted, came)
     for one in ledger.scores:
         want = wanted.get((one["prediction_id"], one["session_id"]), one)
-        found += [f"score {one['prediction_id']}: {name} {one[name]} not {want[name]}" for name in want if not _same(one[name], want[name])]
+        found += [
+            f"score {one['prediction_id']}: {name} {one[name]} not {want[name]}"
+            for name in want
+            if not _same(one[name], want[name])
+        ]
     return found
 
 

@@ -1,7 +1,8 @@
 """What must come out of a log of clicks: slow, obvious, and written from the design alone, not from the program.
 
-`replay_log` follows the small print event by event. `simple_sessions` is the second, simpler form for logs whose disorder
-stays within the grace: sort, split at gaps, cut what is too long. `scores_of` pairs predictions with the sessions that came.
+`replay_log` follows the small print event by event. `simple_sessions` is the second, simpler form for logs whose
+disorder stays within the grace: sort, split at gaps, cut what is too long. `scores_of` pairs predictions with the
+sessions that came.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""One fault test from end to end: traffic flows, faults happen at given places of it, and every record is accounted for."""
+"""One fault test from end to end: traffic flows, faults happen at given places of it, every record is accounted for."""
 
 import re
 import time

@@ -62,13 +62,15 @@ def undisturbed(settings: Settings, directory: Path, module: Module, seed: int) 
 
 
 def early_rebalance(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:
-    """The log is there before anybody reads it; more workers come while the first begins, before anything is committed."""
+    """The log is there before anybody reads it; more workers come while the first begins, before a commit; it dies."""
     traffic = list(Traffic(seed=seed).records(settings.partitions, settings))
     send_all(settings, traffic)
     log = read_clicks(settings, len(traffic))
     expected, ledger = replay_log(log, settings), Ledger(settings)
     slow = settings.but(flush_ms=60_000, flush_events=1_000_000)  # only a rebalance or a closed session commits
-    workers = [Worker(slow if not number else settings, directory / f"w{seed}-{number}", ROLES, module) for number in range(3)]
+    workers = [
+        Worker(slow if not number else settings, directory / f"w{seed}-{number}", ROLES, module) for number in range(3)
+    ]
     with Fleet(workers) as fleet:
         workers[0].start()
         deadline = time.monotonic() + 20

@@ -1,6 +1,6 @@
 """Clicks for tests: a seeded shop with all that goes wrong, and a producer that writes down what the broker took.
 
-The producer is idempotent: without that it would reorder when the broker comes back, and its events would rightly be late.
+The producer is idempotent: else it would reorder when the broker comes back, and its events would rightly be late.
 """
 
 import json
@@ -42,6 +42,7 @@ class Traffic:
     duplicates: float = 0.02
     poison: float = 0.01
     late: float = 0.002
+    forgets: float = 0.0  # null values: their users are forgotten, and their sessions numbered anew
     wild: int = 2  # users with clocks days ahead; fewer than `ahead_users`, so the watermark must not move
 
     def records(self, partitions: int, settings: Settings) -> Iterator[Sent]:
@@ -70,6 +71,8 @@ class Traffic:
     def _disturbances(self, choose: random.Random, recent: Sequence[Sent], now: int, number: int) -> Iterator[Sent]:
         if recent and choose.random() < self.duplicates:
             yield choose.choice(recent)
+        if recent and choose.random() < self.forgets:
+            yield Sent(choose.choice(recent).key, None, now, "forget")
         if choose.random() < self.poison:
             poison = POISON[choose.randrange(len(POISON))]
             yield Sent(poison.key, poison.value, now, poison.kind)

@@ -1,4 +1,4 @@
-"""Real worker processes for tests: started, killed, frozen, and started again by a supervisor when they end by themselves."""
+"""Real worker processes for tests: started, killed, frozen, and started again when they end by themselves."""
 
 import os
 import shutil
@@ -30,7 +30,11 @@ class Worker:
     """One worker process with its own state directory and log."""
 
     def __init__(
-        self, settings: Settings, directory: Path, roles: Sequence[str] = (), module: Sequence[str] = ("streams.cli", "worker")
+        self,
+        settings: Settings,
+        directory: Path,
+        roles: Sequence[str] = (),
+        module: Sequence[str] = ("streams.cli", "worker"),
     ) -> None:
         """Nothing is started yet. `module` is the module to run and its first arguments."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -126,7 +130,7 @@ class Worker:
 
 
 class Fleet:
-    """Some workers and their supervisor. Call `tick` often: it starts again what ended, as systemd or Kubernetes would."""
+    """Some workers and their supervisor: call `tick` often, it starts again what ended, as Kubernetes would."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         """Take charge of the workers; `start` starts them."""

@@ -99,3 +99,13 @@ def test_forgotten_after_silence() -> None:
         run = Run(RULES.but(forget_after_ms=silence))
         run.feed([click("u", 0), *(click(user, later) for user in "vwx"), click("u", later + 1)]).end()
         assert [s.number for s in run.contents() if s.user_id == "u"] == sorted([1, number]), later
+
+
+def test_a_sweep_forgets_nobody_before_the_time() -> None:
+    """Nor a user whose only events were late: the rate limit would count anew, at a moment that no log says."""
+    late = [click("u", -GRACE - number - 1) for number in range(3)]
+    straight, swept = Run(STRICT).feed([click("a", 0), *late]), Run(STRICT).feed([click("a", 0), *late[:2]])
+    swept.write()
+    swept.disturb("sweep")
+    assert straight.fates[1:] == [Fate.LATE, Fate.LATE, Fate.REJECTED]
+    assert swept.feed(late[2:], 3).fates == straight.fates

@@ -4,17 +4,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from streams.settings import Settings
-from tests.kafka import Kafka
 from tests import scenarios
-from tests.ledger import verdict
-from tests.play import Fault, Outcome, metric, once_ready, play
+from tests.kafka import Kafka, wait_until_up
+from tests.ledger import Ledger, read_clicks, verdict
+from tests.oracle import replay_log
+from tests.play import Fault, Outcome, complete, metric, once_ready, play, send_all
 from tests.scenarios import freeze
-from tests.traffic import Traffic
+from tests.traffic import Traffic, click
 from tests.workers import Fleet, Worker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -52,9 +54,9 @@ def test_kill(settings: Settings, tmp_path: Path, wipe: bool) -> None:
         one, two = fleet.workers
         victims = [(0.2, one), (0.4, two), (0.6, one), (0.8, two)]
         faults: list[Fault] = [
-            (share, once_ready(worker, fleet, lambda worker=worker: worker.kill(wipe))) for share, worker in victims
+            (share, once_ready(worker, fleet, partial(worker.kill, wipe))) for share, worker in victims
         ]
-        outcome = play(settings, fleet, Traffic(seed=11), faults)
+        outcome = play(settings, fleet, Traffic(seed=11, forgets=0.002), faults)
         check(outcome, fleet)
         assert len(fleet.ended) >= 4
 
@@ -93,7 +95,7 @@ def test_broker_killed(settings: Settings, kafka: Kafka, tmp_path: Path) -> None
 
 
 def test_sigterm_drains(settings: Settings, tmp_path: Path) -> None:
-    """Workers that leave in the middle of the stream end well within 20 s, and nothing is repeated by those after them."""
+    """Workers that leave in the middle of the stream end within 20 s, and nothing is repeated by those after them."""
     with fleet_of(settings, tmp_path, 2) as fleet:
         codes = []
 
@@ -124,13 +126,14 @@ def test_topics_missing(settings_for: SettingsFor, tmp_path: Path) -> None:
 
 
 def test_every_event_has_a_fate(settings: Settings, tmp_path: Path) -> None:
-    """Poison of every kind is in clicks.rejected with its reason; received = accepted + duplicate + late + rejected + held."""
+    """Poison of every kind is in clicks.rejected with its reason, and the metrics add up to what was received."""
     with fleet_of(settings, tmp_path, 1) as fleet:
         worker = fleet.workers[0]
-        outcome = play(settings, fleet, Traffic(seed=16, events=4_000, poison=0.1, late=0.01))
+        outcome = play(settings, fleet, Traffic(seed=16, events=4_000, poison=0.1, late=0.01, forgets=0.002))
         check(outcome, fleet)
         fates = list(outcome.expected.fates.values())
         assert len(set(outcome.expected.reasons.values())) >= 12
+        fates = ["accepted" if fate == "forget" else fate for fate in fates]
         for fate in ("accepted", "duplicate", "late", "rejected"):
             assert metric(worker, "browsecast_events_total", fate=fate) == fates.count(fate), fate
         assert metric(worker, "browsecast_held_events") == fates.count("held") > 0
@@ -156,8 +159,7 @@ def test_predictions_and_scores(settings: Settings, tiny_bundle: Path, tmp_path:
         one, two = fleet.workers
         victims = [(0.3, one, False), (0.5, two, True), (0.7, one, True)]
         faults: list[Fault] = [
-            (share, once_ready(worker, fleet, lambda worker=worker, wipe=wipe: worker.kill(wipe)))
-            for share, worker, wipe in victims
+            (share, once_ready(worker, fleet, partial(worker.kill, wipe))) for share, worker, wipe in victims
         ]
         outcome = play(settings, fleet, Traffic(seed=18, events=6_000), faults, predicted=True)
         check(outcome, fleet)
@@ -193,3 +195,38 @@ def test_second_worker_on_the_same_state_directory(settings: Settings, tmp_path:
             assert two.wait(60) == 6
         except subprocess.TimeoutExpired:
             pytest.fail(f"the second worker runs on the first one's state:\n{two.tail()}")
+
+
+def test_started_before_its_broker(settings: Settings, kafka: Kafka, tmp_path: Path) -> None:
+    """A worker waits for its broker, alive and not ready, and says so; when the broker is there it serves."""
+    worker = Worker(settings, tmp_path / "w", ROLES)
+    kafka.kill()
+    try:
+        with Fleet([worker]):
+            worker.start()
+            time.sleep(4)
+            assert worker.running and worker.get("/live") is not None and worker.get("/ready") is None
+            assert "waiting for the broker" in worker.tail()
+            kafka.restart()
+            worker.wait_ready()
+            worker.terminate()
+            assert worker.wait(20) == 0
+    finally:
+        wait_until_up(settings.bootstrap_servers)
+
+
+def test_quiet_partition_closes_in_live_mode(settings: Settings, tmp_path: Path) -> None:
+    """Nothing comes after the last click of each visitor, and yet all sessions close, the same as when the log has ended."""
+    live = settings.but(clock="live", gap_ms=2_000, grace_ms=500, idle_ms=500)
+    worker, ledger = Worker(live, tmp_path / "w", ROLES), Ledger(live)
+    with Fleet([worker]) as fleet:
+        fleet.start()
+        worker.wait_ready()
+        now = int(time.time() * 1000)
+        sent = [click(f"u{n % 20}", now + n, "home", f"live{n}") for n in range(100)]
+        send_all(live, sent)
+        log = read_clicks(live, len(sent))
+        expected = replay_log(log, live, ended=True)
+        ledger.read_until(lambda: complete(expected, ledger, False), fleet.tick, patience_s=30)
+        faults = verdict(expected, ledger, log, predicted=False)
+        assert not faults, "\n".join(faults[:10])

@@ -41,7 +41,9 @@ def random_log(choose: random.Random, size: int, tame: bool) -> list[Record]:
     return log
 
 
-def run(log: list[Record], settings: Settings, choose: random.Random, ended: bool) -> tuple[list[Cut], list[object], list[int]]:
+def run(
+    log: list[Record], settings: Settings, choose: random.Random, ended: bool
+) -> tuple[list[Cut], list[object], list[int]]:
     """Apply the log in batches, with evictions, and at times with a new object from the stored records alone."""
     store: dict[bytes, bytes] = {}
     policy = Policy.of(settings)

@@ -81,8 +81,7 @@ def test_an_event_between_two_sessions_bridges_them() -> None:
     take(user, [0, 2 * GAP, GAP], policy())
     assert spans(user) == [[0, GAP, 2 * GAP]]
     assert user.open[0].pages == ["p0", f"p{GAP}", f"p{2 * GAP}"]
-    assert len(user.open[0].ids) == 3 * ID_BYTES
-    assert len(user.open[0].marks) == 3
+    assert (len(user.open[0].ids), len(user.open[0].marks)) == (3 * ID_BYTES, 3)
 
 
 def test_a_bridge_joins_only_its_neighbours() -> None:
@@ -122,7 +121,8 @@ def closed_until(ms: int, rules: Policy) -> User:
 def test_on_the_watermark_is_not_late() -> None:
     user = User()
     assert take(user, [0], policy(), watermark=BASE) == [Fate.ACCEPTED]
-    assert take(user, [-1 - GAP], policy(), watermark=BASE) == [Fate.LATE]
+    assert take(user := User(), [0], policy(), watermark=BASE + 1) == [Fate.LATE]
+    assert user == User()
 
 
 def test_behind_the_watermark_joins_what_is_open() -> None:
@@ -130,12 +130,6 @@ def test_behind_the_watermark_joins_what_is_open() -> None:
     take(user, [0], policy())
     assert take(user, [-GAP], policy(), watermark=BASE + GAP) == [Fate.ACCEPTED]
     assert spans(user) == [[-GAP, 0]]
-
-
-def test_behind_the_watermark_begins_nothing() -> None:
-    user = User()
-    assert take(user, [0], policy(), watermark=BASE + 1) == [Fate.LATE]
-    assert user == User()
 
 
 def test_behind_the_watermark_never_comes_near_a_closed_session() -> None:
@@ -184,6 +178,13 @@ def test_cut_by_span_whatever_the_order_of_arrival(seed: int) -> None:
     times = [10_000 * number for number in range(50)]
     expected = [times[start : start + 8] for start in range(0, 50, 8)]  # 70 s fit, 80 s do not
     assert cut(shuffled_within(times, GRACE, seed), policy(max_session_ms=79_999)) == expected
+
+
+def test_a_piece_waits_until_nothing_can_come_into_it() -> None:
+    """The last event is not late, and within the span of the first piece."""
+    times = [0, 60_000, 120_000, 180_000, 240_000, 270_000, 80_000]
+    expected = [[0, 60_000, 80_000], [120_000, 180_000], [240_000, 270_000]]
+    assert cut(times, policy(max_session_ms=90_000)) == expected
 
 
 def test_a_span_exactly_is_not_cut() -> None:
