@@ -18,23 +18,20 @@ from typing import Any
 
 import msgspec
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import ProducerFenced
 from faust.types import TP
 
-from streams import clients
 from streams.errors import BrowsecastError, StateUnwritable
 from streams.inbox import Delivery, Inbox
 from streams.metrics import Metrics
+from streams.ownership import Ownership
 from streams.roles import Changes, Output, Role, Shard
 from streams.settings import Settings
 from streams.store import Store
 
-OWNER_KEY = b"\x00owner"
 POSITION_KEY = b"\x00position"
 TICK_SECONDS = 0.1
-BATCH_BYTES = 900_000
-REQUEST_BYTES = 32 << 20
 
 log = structlog.get_logger()
 
@@ -48,13 +45,12 @@ class Partition:
         self.fed_ms = time.time() * 1000
 
 
-class Engine:
+class Engine(Ownership):
     """Runs one role over the partitions that Kafka assigns to this worker."""
 
     def __init__(self, settings: Settings, role: Role, metrics: Metrics, fail: Callable[[BaseException], None]) -> None:
-        self.settings, self.role, self.metrics, self._tell = settings, role, metrics, fail
-        self.group = settings.application(role.name)
-        self.changelog = settings.changelog(role.name)
+        super().__init__(settings, role.name)
+        self.role, self.metrics, self._tell = role, metrics, fail
         self.topics = {settings.topic(name): name for name in role.inputs}
         self.app: Any = None
         self.partitions: dict[int, Partition] = {}
@@ -64,9 +60,6 @@ class Engine:
         )
         self.processed = 0
         self._leaving = False
-        self._producers: dict[int, AIOKafkaProducer] = {}
-        self._owner_offsets: dict[int, int] = {}
-        self._stores: dict[int, Store] = {}
         self._inbox = Inbox(role.batch_records)
         self._lock = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
@@ -81,33 +74,6 @@ class Engine:
 
     # ------------------------------------------------------------ assignment
 
-    async def fence(self, numbers: set[int]) -> None:
-        """Steps 1 and 2: nobody but us can write for these partitions any more, and the changelog has an end."""
-        for producer in self._producers.values():
-            await producer.stop()
-        self._producers = {number: self._new_producer(number) for number in numbers}
-        await asyncio.gather(*(producer.start() for producer in self._producers.values()))
-        await asyncio.gather(*(self._own(number) for number in numbers))
-
-    def _new_producer(self, number: int) -> AIOKafkaProducer:
-        return AIOKafkaProducer(
-            transactional_id=f"{self.group}-{number}",
-            transaction_timeout_ms=self.settings.transaction_timeout_ms,
-            acks="all",
-            max_batch_size=BATCH_BYTES,
-            max_request_size=REQUEST_BYTES,
-            metadata_max_age_ms=10_000,
-            **clients.aiokafka(self.settings),
-        )
-
-    async def _own(self, number: int) -> None:
-        producer = self._producers[number]
-        await producer.begin_transaction()
-        sent = await producer.send(self.changelog, key=OWNER_KEY, value=b"", partition=number)
-        metadata = await sent
-        await producer.commit_transaction()
-        self._owner_offsets[number] = metadata.offset
-
     async def recover(self) -> None:
         """Steps 3 and 4, called by Faust before it reads on."""
         self._epoch += 1
@@ -121,7 +87,7 @@ class Engine:
     async def _recover(self, numbers: list[int], epoch: int) -> None:
         started = time.monotonic()
         self._stores = {number: Store(self.app.state_table, number) for number in numbers}
-        restored = await self._restore(numbers, epoch)
+        restored = await self._restore(numbers, lambda: epoch == self._epoch)
         for number in numbers:
             if epoch != self._epoch:
                 return
@@ -146,60 +112,6 @@ class Engine:
         return Partition(
             number, store, shard, msgspec.msgpack.decode(position, type=dict[str, int]) if position else {}
         )
-
-    async def _restore(self, numbers: list[int], epoch: int) -> int:
-        """Bring each local store to its owner record with a consumer of our own; Faust's loses records."""
-        if not numbers:
-            return 0
-        consumer = AIOKafkaConsumer(
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=100,
-            max_partition_fetch_bytes=8 << 20,
-            **clients.aiokafka(self.settings),
-        )
-        await consumer.start()
-        try:
-            return await self._read_changelog(consumer, numbers, epoch)
-        finally:
-            await consumer.stop()
-
-    async def _read_changelog(self, consumer: AIOKafkaConsumer, numbers: list[int], epoch: int) -> int:
-        behind = {TopicPartition(self.changelog, number) for number in numbers}
-        consumer.assign(list(behind))
-        beginnings = await consumer.beginning_offsets(list(behind))
-        for tp in behind:
-            consumer.seek(tp, self._resume_at(tp.partition, beginnings[tp]))
-        restored = 0
-        while behind and epoch == self._epoch:
-            for tp, records in (await consumer.getmany(*behind, timeout_ms=200)).items():
-                restored += len(records)
-                for start in range(0, len(records), 5_000):
-                    part = records[start : start + 5_000]
-                    self._stores[tp.partition].write(
-                        ((r.key, r.value) for r in part if r.key != OWNER_KEY), part[-1].offset
-                    )
-                    await asyncio.sleep(0)
-            for tp in list(behind):
-                if await consumer.position(tp) > self._owner_offsets[tp.partition]:
-                    behind.discard(tp)
-        return restored
-
-    def _resume_at(self, number: int, beginning: int) -> int:
-        """Behind the store's end; from the beginning when the store is empty, outdated, damaged or another topic's."""
-        store = self._stores[number]
-        try:
-            end = store.end()
-            for _ in store.items():  # reads every block, so damage shows here and not in the middle of work
-                pass
-        except Exception as error:
-            log.warning("state damaged, rebuilding it", role=self.role.name, partition=number, error=str(error))
-            end = None
-        if end is None or not beginning <= end + 1 <= self._owner_offsets[number] + 1:
-            store.wipe()
-            return beginning
-        return end + 1
 
     def positions(self) -> dict[TP, int | None]:
         """Where reading goes on, per input partition; None: at the beginning."""

@@ -44,6 +44,7 @@ class SessionizeShard:
         """Decide the fate of each record, in order."""
         sessionizer, decode = self.sessionizer, self._role.decoder.decode
         for record in records:
+            sessionizer.clock.received += 1
             try:
                 key = check_key(record.key)
                 if record.value is None:
@@ -154,7 +155,7 @@ class Sessionize:
         fates = sessionizer.clock.fates
         for fate in (Fate.ACCEPTED, Fate.DUPLICATE, Fate.LATE, Fate.REJECTED):
             metrics.events.labels(partition, fate.name.lower()).inc(self._since(partition, fate.name, fates[fate]))
-        metrics.received.labels(partition).inc(self._since(partition, "received", sum(fates)))
+        metrics.received.labels(partition).inc(self._since(partition, "received", sessionizer.clock.received))
         metrics.held_events.labels(partition).set(fates[Fate.HELD])
         for reason, count in shard.reasons.items():
             metrics.rejected.labels(partition, reason).inc(count)

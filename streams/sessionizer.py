@@ -36,9 +36,8 @@ class Clock(msgspec.Struct, array_like=True):
 
     high_ms: int | None = None
     ahead: list[str] = []
-    fates: list[int] = msgspec.field(
-        default_factory=lambda: [0] * len(Fate)
-    )  # events so far by Fate; HELD is how many are held now
+    fates: list[int] = msgspec.field(default_factory=lambda: [0] * len(Fate))  # events so far; HELD: held now
+    received: int = 0  # counted where records come in, so that the fates can be checked against it
 
     def watermark(self, grace_ms: int) -> int | None:
         """The highest event time less the grace; None before the first event."""

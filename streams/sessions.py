@@ -52,7 +52,8 @@ class Policy(msgspec.Struct, frozen=True):
         return cls(
             gap_ms=settings.gap_ms,
             grace_ms=settings.grace_ms,
-            ahead_ms=settings.ahead_ms,
+            # With a grace as long as that, every ordinary event would be so far ahead of the watermark.
+            ahead_ms=settings.ahead_ms + (settings.grace_ms if settings.grace_ms >= settings.ahead_ms else 0),
             ahead_users=settings.ahead_users,
             held_events=settings.held_events,
             max_events=settings.max_session_events,

@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from faust.transport.consumer import Consumer
 
-from streams import clients, engine, sessionize, transport
+from streams import clients, engine, ownership, sessionize, transport
 from streams.cli import main
 
 
@@ -21,7 +21,7 @@ def offsets_outside() -> None:
 
     async def commit(self: Any, partition: Any, outputs: Any, changes: Any, positions: Any) -> None:
         await whole(self, partition, [], changes, positions)
-        await whole(self, partition, outputs, [(engine.OWNER_KEY, b"")], {})
+        await whole(self, partition, outputs, [(ownership.OWNER_KEY, b"")], {})
 
     engine.Engine._commit = commit  # type: ignore[method-assign]
 
@@ -34,8 +34,8 @@ def no_fencing() -> None:
             transactional_id=f"{self.group}-{number}-{os.getpid()}",
             transaction_timeout_ms=self.settings.transaction_timeout_ms,
             acks="all",
-            max_batch_size=engine.BATCH_BYTES,
-            max_request_size=engine.REQUEST_BYTES,
+            max_batch_size=ownership.BATCH_BYTES,
+            max_request_size=ownership.REQUEST_BYTES,
             metadata_max_age_ms=10_000,
             **clients.aiokafka(self.settings),
         )

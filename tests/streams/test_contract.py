@@ -31,8 +31,9 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from mode import Service
 
-from streams.engine import BATCH_BYTES, Engine
+from streams.engine import Engine
 from streams.metrics import Metrics
+from streams.ownership import BATCH_BYTES
 from streams.score import Scoring
 from streams.settings import Settings
 from streams.transport import BatchConsumer, ConsumerThread, RoleApp, StateTable, make_app

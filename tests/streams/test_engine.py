@@ -10,8 +10,8 @@ from faust.types import TP
 
 from streams import engine as engine_module
 from streams import wire
-from streams.engine import OWNER_KEY
 from streams.errors import StateUnwritable
+from streams.ownership import OWNER_KEY
 from streams.roles import Role
 from streams.sessionize import SessionizeShard
 from tests.streams.fakebroker import BrokerAway, Disk, DiskStore, FakeProducer, PowerCut

@@ -39,9 +39,9 @@ class Bench(Engine):
     def _new_producer(self, number: int) -> Any:
         return FakeProducer(self.broker, f"{self.group}-{number}")
 
-    async def _restore(self, numbers: list[int], epoch: int) -> int:
+    async def _restore(self, numbers: list[int], is_valid: Callable[[], bool]) -> int:
         consumer: Any = FakeConsumer(self.broker)
-        return await self._read_changelog(consumer, numbers, epoch)
+        return await self._read_changelog(consumer, numbers, is_valid)
 
 
 class OneModel:

@@ -1,0 +1,115 @@
+"""Owning partitions: fencing whoever had them before, and bringing their state here, before anything is read.
+
+Steps 1 to 3 of the protocol that `engine` describes.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from streams import clients
+from streams.settings import Settings
+from streams.store import Store
+
+OWNER_KEY = b"\x00owner"
+BATCH_BYTES = 900_000
+REQUEST_BYTES = 32 << 20
+WRITE_RECORDS = 5_000
+
+log = structlog.get_logger()
+
+
+class Ownership:
+    """A role's transactional producers and stores, one a partition."""
+
+    def __init__(self, settings: Settings, role: str) -> None:
+        self.settings = settings
+        self.group, self.changelog = settings.application(role), settings.changelog(role)
+        self._producers: dict[int, AIOKafkaProducer] = {}
+        self._owner_offsets: dict[int, int] = {}
+        self._stores: dict[int, Store] = {}
+
+    async def fence(self, numbers: set[int]) -> None:
+        """Steps 1 and 2: nobody but us can write for these partitions any more, and the changelog has an end."""
+        for producer in self._producers.values():
+            await producer.stop()
+        self._producers = {number: self._new_producer(number) for number in numbers}
+        await asyncio.gather(*(producer.start() for producer in self._producers.values()))
+        await asyncio.gather(*(self._own(number) for number in numbers))
+
+    def _new_producer(self, number: int) -> AIOKafkaProducer:
+        return AIOKafkaProducer(
+            transactional_id=f"{self.group}-{number}",
+            transaction_timeout_ms=self.settings.transaction_timeout_ms,
+            acks="all",
+            max_batch_size=BATCH_BYTES,
+            max_request_size=REQUEST_BYTES,
+            metadata_max_age_ms=10_000,
+            **clients.aiokafka(self.settings),
+        )
+
+    async def _own(self, number: int) -> None:
+        producer = self._producers[number]
+        await producer.begin_transaction()
+        sent = await producer.send(self.changelog, key=OWNER_KEY, value=b"", partition=number)
+        metadata = await sent
+        await producer.commit_transaction()
+        self._owner_offsets[number] = metadata.offset
+
+    async def _restore(self, numbers: list[int], is_valid: Callable[[], bool]) -> int:
+        """Bring each local store to its owner record with a consumer of our own; Faust's loses records."""
+        if not numbers:
+            return 0
+        consumer = AIOKafkaConsumer(
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=8 << 20,
+            **clients.aiokafka(self.settings),
+        )
+        await consumer.start()
+        try:
+            return await self._read_changelog(consumer, numbers, is_valid)
+        finally:
+            await consumer.stop()
+
+    async def _read_changelog(
+        self, consumer: AIOKafkaConsumer, numbers: list[int], is_valid: Callable[[], bool]
+    ) -> int:
+        behind = {TopicPartition(self.changelog, number) for number in numbers}
+        consumer.assign(list(behind))
+        beginnings = await consumer.beginning_offsets(list(behind))
+        for tp in behind:
+            consumer.seek(tp, self._resume_at(tp.partition, beginnings[tp]))
+        restored = 0
+        while behind and is_valid():
+            for tp, records in (await consumer.getmany(*behind, timeout_ms=200)).items():
+                restored += len(records)
+                for start in range(0, len(records), WRITE_RECORDS):
+                    part = records[start : start + WRITE_RECORDS]
+                    self._stores[tp.partition].write(
+                        ((r.key, r.value) for r in part if r.key != OWNER_KEY), part[-1].offset
+                    )
+                    await asyncio.sleep(0)
+            for tp in list(behind):
+                if await consumer.position(tp) > self._owner_offsets[tp.partition]:
+                    behind.discard(tp)
+        return restored
+
+    def _resume_at(self, number: int, beginning: int) -> int:
+        """Behind the store's end; from the beginning when the store is empty, outdated, damaged or another topic's."""
+        store = self._stores[number]
+        try:
+            end = store.end()
+            for _ in store.items():  # reads every block, so damage shows here and not in the middle of work
+                pass
+        except Exception as error:
+            log.warning("state damaged, rebuilding it", group=self.group, partition=number, error=str(error))
+            end = None
+        if end is None or not beginning <= end + 1 <= self._owner_offsets[number] + 1:
+            store.wipe()
+            return beginning
+        return end + 1
