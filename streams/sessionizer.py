@@ -22,6 +22,7 @@ from streams.sessions import (
     is_over_long,
     is_too_fast,
     next_due_ms,
+    next_due_of_record,
     step,
 )
 from streams.wire import Event, Late, Session
@@ -103,9 +104,10 @@ class Sessionizer:
         elif key.startswith(HELD_KEY):
             self._held.append(msgspec.msgpack.decode(record, type=Held))
         elif not key.startswith(RESERVED):
-            user = decode_user(record)
-            self.open_sessions += len(user.open)
-            self._schedule(key, user)
+            count, due = next_due_of_record(record, self.policy)
+            self.open_sessions += count
+            if due is not None:
+                self._schedule(key, due)
 
     # ---------------------------------------------------------------- events
 
@@ -152,7 +154,7 @@ class Sessionizer:
             return fate
         self.open_sessions += len(user.open) - before
         if key not in self._scheduled or len(user.open) > 1 or is_over_long(user.open[0], policy):
-            self._schedule(key, user)
+            self._schedule(key, next_due_ms(user, self.policy))
         self.dirty[key] = user
         return fate
 
@@ -218,10 +220,9 @@ class Sessionizer:
             self.closed.append((key, finish(user, user_id, visit, self.router, self.policy)))
             self.dirty[key] = user
         self.open_sessions += len(user.open) - before
-        self._schedule(key, user)
+        self._schedule(key, next_due_ms(user, self.policy))
 
-    def _schedule(self, key: bytes, user: User) -> None:
-        due = next_due_ms(user, self.policy)
+    def _schedule(self, key: bytes, due: int | None) -> None:
         if due is not None and self._scheduled.get(key, due + 1) > due:
             self._scheduled[key] = due
             heapq.heappush(self._due, (due, key))

@@ -8,7 +8,7 @@ to a partition; the slow, obvious form of the same rules is the oracle in the te
 from bisect import bisect_right
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -74,9 +74,16 @@ class Visit(msgspec.Struct, array_like=True, gc=False):
     ids: bytes  # ID_BYTES a event
 
 
+class Timed(Protocol):
+    """Anything with the event times of a session."""
+
+    ts: list[int]
+
+
 class User(msgspec.Struct, array_like=True, gc=False):
     """All that is kept of a visitor: one record, bounded."""
 
+    open: list[Visit] = []  # first, so that `open_times` need not read on
     last_ms: int = 0  # highest event time: silence is counted from here
     number: int = 0  # sessions closed so far
     closed_end_ms: int | None = None
@@ -84,7 +91,6 @@ class User(msgspec.Struct, array_like=True, gc=False):
     window_ms: int = 0  # the rate limit's window: its first event
     window_events: int = 0
     recent: bytes = b""  # ids of the last RECENT_IDS events of closed sessions
-    open: list[Visit] = []
     history: msgspec.Raw = msgspec.Raw(b"\x90")  # list[list[str]], decoded only when a session closes
     routing: Routing | None = None
     seeds: msgspec.Raw | None = None  # room for the channels and their seed events
@@ -103,6 +109,30 @@ def encode_user(user: User) -> bytes:
 def decode_user(record: bytes) -> User:
     """Undo `encode_user`."""
     return _decode_user(record)
+
+
+class _Times(msgspec.Struct, array_like=True, gc=False):
+    """The beginning of a `Visit`."""
+
+    ts: list[int]
+
+
+class _OpenTimes(msgspec.Struct, array_like=True, gc=False):
+    """The beginning of a `User`."""
+
+    open: list[_Times]
+
+
+_decode_open = msgspec.msgpack.Decoder(_OpenTimes).decode
+NOTHING_OPEN = 0x90  # an empty array, the first field behind the record's own head
+
+
+def next_due_of_record(record: bytes, policy: Policy) -> tuple[int, int | None]:
+    """(open sessions, when the next is due) of a user's record: all that a partition needs to take it up."""
+    if record[1] == NOTHING_OPEN:
+        return 0, None
+    visits = _decode_open(record).open
+    return len(visits), min(due_ms(visit, policy) for visit in visits)
 
 
 def history_of(user: User) -> list[list[str]]:
@@ -208,12 +238,12 @@ def _bridge(user: User, near: list[Visit]) -> Visit:
     return first
 
 
-def is_over_long(visit: Visit, policy: Policy) -> bool:
+def is_over_long(visit: Timed, policy: Policy) -> bool:
     """Whether the session has too many events or lasts too long, so that it is cut."""
     return len(visit.ts) > policy.max_events or visit.ts[-1] - visit.ts[0] > policy.max_span_ms
 
 
-def _cut_at(visit: Visit, policy: Policy) -> int | None:
+def _cut_at(visit: Timed, policy: Policy) -> int | None:
     """How many events the first piece of an over-long session has; None when it is not over-long."""
     ts = visit.ts
     if not is_over_long(visit, policy):
@@ -221,7 +251,7 @@ def _cut_at(visit: Visit, policy: Policy) -> int | None:
     return min(policy.max_events, bisect_right(ts, ts[0] + policy.max_span_ms))
 
 
-def due_ms(visit: Visit, policy: Policy) -> int:
+def due_ms(visit: Timed, policy: Policy) -> int:
     """The session (or its first piece) is final once the watermark is beyond this event time."""
     cut = _cut_at(visit, policy)
     if cut is None:

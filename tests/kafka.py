@@ -98,7 +98,9 @@ class JarKafka:
         self.restart()
 
     def restart(self) -> None:
-        """Start again on the same port and data, after `kill`."""
+        """Start again on the same port and data, after `kill`; nothing happens if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
         with (self._directory / "broker.log").open("ab") as log:
             command = [self._java, self._heap, "-XX:+UseSerialGC", "-cp", self._classpath]
             self._process = subprocess.Popen([*command, "kafka.Kafka", str(self._config)], stdout=log, stderr=log)
@@ -178,7 +180,7 @@ class DockerKafka:
         self._container.get_wrapped_container().kill()
 
     def restart(self) -> None:
-        """Start the killed container again."""
+        """Start the killed container again; nothing happens if it runs."""
         self._container.get_wrapped_container().start()
         wait_until_up(self.bootstrap_servers)
 

@@ -11,7 +11,7 @@ import pytest
 
 from streams.settings import Settings
 from tests import scenarios
-from tests.kafka import Kafka, wait_until_up
+from tests.kafka import Kafka
 from tests.ledger import Ledger, read_clicks, verdict
 from tests.oracle import replay_log
 from tests.play import Fault, Outcome, complete, metric, once_ready, play, send_all
@@ -204,19 +204,21 @@ def test_started_before_its_broker(settings: Settings, kafka: Kafka, tmp_path: P
     try:
         with Fleet([worker]):
             worker.start()
-            time.sleep(4)
-            assert worker.running and worker.get("/live") is not None and worker.get("/ready") is None
-            assert "waiting for the broker" in worker.tail()
+            deadline = time.monotonic() + 30
+            while "waiting for the broker" not in worker.tail() and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert worker.running and worker.get("/live") is not None, worker.tail()
+            assert worker.get("/ready") is None and "waiting for the broker" in worker.tail()
             kafka.restart()
             worker.wait_ready()
             worker.terminate()
             assert worker.wait(20) == 0
     finally:
-        wait_until_up(settings.bootstrap_servers)
+        kafka.restart()
 
 
 def test_quiet_partition_closes_in_live_mode(settings: Settings, tmp_path: Path) -> None:
-    """Nothing comes after the last click of each visitor, and yet all sessions close, the same as when the log has ended."""
+    """Nothing comes after the last clicks, and yet all sessions close, the same as when the log has ended."""
     live = settings.but(clock="live", gap_ms=2_000, grace_ms=500, idle_ms=500)
     worker, ledger = Worker(live, tmp_path / "w", ROLES), Ledger(live)
     with Fleet([worker]) as fleet:
