@@ -6,7 +6,7 @@ When partitions are assigned, before anything is read:
   3. restore the local store from the changelog, read committed, up to that record (`recover`)
   4. go on reading where the state ends (`positions`)
 Then for each flush of a partition:
-  5. one transaction: outputs, changed state with the input positions, the input offsets; commit (`_commit`)
+  5. one transaction: outputs, changed state with the input positions; commit (`_commit`)
   6. only then RocksDB, with the changelog's offset in the same batch; then memory may let go (`_commit`)
 Anything that fails in between ends the worker; the next start repeats it from the last commit.
 """
@@ -255,10 +255,12 @@ class Engine(Ownership):
         work = []
         for partition in self.partitions.values():
             if partition.shard.urgent() or (everything and partition.moved):
-                partition.moved = False
                 outputs, changes = partition.shard.take()
                 changes.append((POSITION_KEY, msgspec.msgpack.encode(partition.positions)))
-                work.append((partition, outputs, changes, dict(partition.positions)))
+                # The state has the position; the group's offset is for lag tools, and two requests that can wait.
+                offsets = dict(partition.positions) if everything else {}
+                partition.moved = partition.moved and not everything
+                work.append((partition, outputs, changes, offsets))
         if not work:
             return
         try:
@@ -270,7 +272,7 @@ class Engine(Ownership):
         self._inbox.wake()  # whatever became urgent meanwhile goes at once
 
     async def _commit(
-        self, partition: Partition, outputs: list[Output], changes: Changes, positions: dict[str, int]
+        self, partition: Partition, outputs: list[Output], changes: Changes, offsets: dict[str, int]
     ) -> None:
         producer = self._producers[partition.number]
         # 5. one transaction
@@ -286,9 +288,9 @@ class Engine(Ownership):
         for futures in (*sent, state):
             for future, _ in futures:
                 await future
-        if positions:
-            offsets = {TopicPartition(topic, partition.number): offset for topic, offset in positions.items()}
-            await producer.send_offsets_to_transaction(offsets, self.group)
+        if offsets:
+            places = {TopicPartition(topic, partition.number): offset for topic, offset in offsets.items()}
+            await producer.send_offsets_to_transaction(places, self.group)
         await producer.commit_transaction()
         # 6. the store, and only then memory
         last, count = state[-1]
