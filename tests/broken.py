@@ -20,8 +20,8 @@ def offsets_outside() -> None:
     """The state with its input position in a transaction of its own, before that of the outputs."""
     whole = engine.Engine._commit
 
-    async def commit(self: Any, partition: Any, outputs: Any, changes: Any, positions: Any) -> None:
-        await whole(self, partition, [], changes, positions)
+    async def commit(self: Any, partition: Any, outputs: Any, changes: Any, offsets: Any) -> None:
+        await whole(self, partition, [], changes, offsets)
         await asyncio.sleep(0.1)  # a busy broker: so that few seeds are enough to fall into the gap
         await whole(self, partition, outputs, [(ownership.OWNER_KEY, b"")], {})
 
