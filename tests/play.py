@@ -1,8 +1,8 @@
 """One fault test from end to end: traffic flows, faults happen at given places of it, every record is accounted for."""
 
+import random
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from streams.settings import Settings
@@ -11,9 +11,27 @@ from tests.oracle import Expected, Record, replay_log
 from tests.traffic import Publisher, Sent, Traffic
 from tests.workers import Fleet, Worker
 
-CHUNK = 100
-CHUNK_SECONDS = 0.05  # so 2,000 events a second: slow enough for faults to fall into the middle of work
-Fault = tuple[float, Callable[[], None]]  # share of the traffic after which it happens
+CHUNK, SLOW_CHUNK = 100, 2
+CHUNK_SECONDS = 0.05  # so 2,000 events a second, or 40 while a fault waits for its worker
+MOST_CHUNKS = 8  # between the moment a worker works again and its fault
+
+
+@dataclass
+class Fault:
+    """What happens to a worker after `share` of the traffic, as soon as the worker is in the middle of its work."""
+
+    share: float
+    worker: Worker
+    act: Callable[[], None]
+    delay: int | None = None  # chunks still to send before it happens; None until the worker works
+
+    def due(self, choose: random.Random) -> bool:
+        """Whether it happens now. The worker must have committed something since it started."""
+        if self.delay is None and metric(self.worker, "browsecast_flush_seconds_count") >= 2:
+            self.delay = choose.randrange(MOST_CHUNKS)
+        elif self.delay is not None:
+            self.delay -= 1
+        return self.delay is not None and self.delay <= 0
 
 
 @dataclass
@@ -30,20 +48,24 @@ def play(
     settings: Settings,
     fleet: Fleet,
     traffic: Traffic,
-    faults: list[Fault] = [],  # noqa: B006 - only read
+    faults: Sequence[Fault] = (),
     predicted: bool = False,
     patience_s: float = 60,
 ) -> Outcome:
     """Send the traffic while the faults happen, wait for what must come out, and compare. The fleet is running."""
-    publisher, ledger = Publisher(settings), Ledger(settings)
+    publisher, ledger, choose = Publisher(settings), Ledger(settings), random.Random(traffic.seed)
     records = list(traffic.records(settings.partitions, settings))
-    waiting = sorted(faults, key=lambda fault: fault[0])
-    for start in range(0, len(records), CHUNK):
-        publisher.send(records[start : start + CHUNK])
-        while waiting and start >= waiting[0][0] * len(records):
-            waiting.pop(0)[1]()
+    waiting, sent = list(faults), 0
+    while sent < len(records):
+        pending = bool(waiting) and sent >= waiting[0].share * len(records)
+        chunk = SLOW_CHUNK if pending and waiting[0].delay is None else CHUNK
+        publisher.send(records[sent : sent + chunk])
+        sent += chunk
+        if pending and waiting[0].due(choose):
+            waiting.pop(0).act()
         fleet.tick()
         ledger.read(CHUNK_SECONDS)
+    assert not waiting, f"the traffic ended before {len(waiting)} of the faults:\n{waiting[0].worker.tail()}"
     publisher.flush()
     log = read_clicks(settings, len(publisher.manifest))
     void = log_faults(log, publisher.manifest)
@@ -62,19 +84,6 @@ def complete(expected: Expected, ledger: Ledger, predicted: bool) -> bool:
         return False
     users = len({session.user for session in expected.sessions})
     return not predicted or (len(ledger.predictions) >= sessions and len(ledger.scores) >= sessions - users)
-
-
-def once_ready(worker: Worker, fleet: Fleet, act: Callable[[], None]) -> Callable[[], None]:
-    """The fault `act`, held back until the worker serves: so that it is hit in the middle of its work."""
-
-    def fault() -> None:
-        deadline = time.monotonic() + 90
-        while worker.get("/ready") is None and time.monotonic() < deadline:
-            fleet.tick()
-            time.sleep(0.1)
-        act()
-
-    return fault
 
 
 def metric(worker: Worker, name: str, **labels: str) -> float:

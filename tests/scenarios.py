@@ -10,7 +10,7 @@ from pathlib import Path
 from streams.settings import Settings
 from tests.ledger import Ledger, read_clicks, verdict
 from tests.oracle import replay_log
-from tests.play import Fault, complete, metric, once_ready, play, send_all
+from tests.play import Fault, complete, metric, play, send_all
 from tests.traffic import Traffic
 from tests.workers import Fleet, Worker
 
@@ -20,12 +20,12 @@ Module = Sequence[str]
 
 
 def killed(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:
-    """kill -9 eight times in the middle of the stream, with transactions as often as can be."""
+    """kill -9 six times in the middle of the stream, with transactions as often as can be."""
     busy = settings.but(flush_ms=1, flush_events=50)
     with Fleet([Worker(busy, directory / f"w{seed}", ROLES, module)]) as fleet:
         fleet.start()
         (worker,) = fleet.workers
-        faults: list[Fault] = [(share / 9, once_ready(worker, fleet, worker.kill)) for share in range(1, 9)]
+        faults = [Fault(share / 10, worker, worker.kill) for share in range(1, 7)]
         return play(settings, fleet, Traffic(seed=seed), faults, patience_s=15).faults
 
 
@@ -34,10 +34,7 @@ def frozen(settings: Settings, directory: Path, module: Module, seed: int) -> li
     busy = settings.but(flush_ms=100)
     with Fleet([Worker(busy, directory / f"w{seed}-{number}", ROLES, module) for number in range(2)]) as fleet:
         fleet.start()
-        faults: list[Fault] = [
-            (0.3 + 0.4 * number, once_ready(worker, fleet, freeze(worker, fleet)))
-            for number, worker in enumerate(fleet.workers)
-        ]
+        faults = [Fault(0.3 + 0.4 * n, worker, freeze(worker, fleet)) for n, worker in enumerate(fleet.workers)]
         return play(settings, fleet, Traffic(seed=seed), faults, patience_s=40).faults
 
 

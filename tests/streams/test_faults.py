@@ -14,7 +14,7 @@ from tests import scenarios
 from tests.kafka import Kafka
 from tests.ledger import Ledger, read_clicks, verdict
 from tests.oracle import replay_log
-from tests.play import Fault, Outcome, complete, metric, once_ready, play, send_all
+from tests.play import Fault, Outcome, complete, metric, play, send_all
 from tests.scenarios import freeze
 from tests.traffic import Traffic, click
 from tests.workers import Fleet, Worker
@@ -52,10 +52,8 @@ def test_kill(settings: Settings, tmp_path: Path, wipe: bool) -> None:
     """kill -9 four times in the middle of the stream, both workers in turn, the state directory kept or lost."""
     with fleet_of(settings, tmp_path, 2) as fleet:
         one, two = fleet.workers
-        victims = [(0.2, one), (0.4, two), (0.6, one), (0.8, two)]
-        faults: list[Fault] = [
-            (share, once_ready(worker, fleet, partial(worker.kill, wipe))) for share, worker in victims
-        ]
+        victims = [(0.1, one), (0.3, two), (0.5, one), (0.7, two)]
+        faults = [Fault(share, worker, partial(worker.kill, wipe)) for share, worker in victims]
         outcome = play(settings, fleet, Traffic(seed=11, forgets=0.002), faults)
         check(outcome, fleet)
         assert len(fleet.ended) >= 4
@@ -85,10 +83,10 @@ def test_broker_killed(settings: Settings, kafka: Kafka, tmp_path: Path) -> None
 
             return fault
 
-        faults: list[Fault] = [
-            (0.3, once_ready(fleet.workers[0], fleet, restart(0))),
-            (0.5, once_ready(fleet.workers[1], fleet, fleet.workers[1].kill)),
-            (0.7, once_ready(fleet.workers[1], fleet, restart(5))),
+        faults = [
+            Fault(0.3, fleet.workers[0], restart(0)),
+            Fault(0.5, fleet.workers[1], fleet.workers[1].kill),
+            Fault(0.7, fleet.workers[1], restart(5)),
         ]
         outcome = play(settings, fleet, Traffic(seed=14), faults)
         check(outcome, fleet)
@@ -107,9 +105,8 @@ def test_sigterm_drains(settings: Settings, tmp_path: Path) -> None:
 
             return fault
 
-        faults: list[Fault] = [
-            (share, once_ready(worker, fleet, leave(worker)))
-            for share, worker in ((0.3, fleet.workers[0]), (0.6, fleet.workers[1]))
+        faults = [
+            Fault(share, worker, leave(worker)) for share, worker in ((0.3, fleet.workers[0]), (0.6, fleet.workers[1]))
         ]
         outcome = play(settings, fleet, Traffic(seed=15), faults)
         check(outcome, fleet)
@@ -157,11 +154,9 @@ def test_predictions_and_scores(settings: Settings, tiny_bundle: Path, tmp_path:
     settings = settings.but(bundle=tiny_bundle)
     with fleet_of(settings, tmp_path, 2, ALL_ROLES) as fleet:
         one, two = fleet.workers
-        victims = [(0.3, one, False), (0.5, two, True), (0.7, one, True)]
-        faults: list[Fault] = [
-            (share, once_ready(worker, fleet, partial(worker.kill, wipe))) for share, worker, wipe in victims
-        ]
-        outcome = play(settings, fleet, Traffic(seed=18, events=6_000), faults, predicted=True)
+        victims = [(0.1, one, False), (0.3, two, True), (0.5, one, True)]
+        faults = [Fault(share, worker, partial(worker.kill, wipe)) for share, worker, wipe in victims]
+        outcome = play(settings, fleet, Traffic(seed=18, events=8_000), faults, predicted=True)
         check(outcome, fleet)
         assert outcome.ledger.scores and len(fleet.ended) >= 3
 
@@ -174,13 +169,13 @@ def test_roles_apart_and_frozen(settings: Settings, tiny_bundle: Path, tmp_path:
     _, predict, score, _ = workers
     with Fleet(workers) as fleet:
         fleet.start()
-        faults: list[Fault] = [
-            (0.3, once_ready(predict, fleet, freeze(predict, fleet))),
-            (0.5, once_ready(score, fleet, lambda: score.kill(wipe=True))),
-            (0.7, once_ready(predict, fleet, predict.kill)),
-            (0.8, once_ready(score, fleet, score.kill)),
+        faults = [
+            Fault(0.1, predict, freeze(predict, fleet)),
+            Fault(0.3, score, lambda: score.kill(wipe=True)),
+            Fault(0.5, predict, predict.kill),
+            Fault(0.6, score, score.kill),
         ]
-        outcome = play(settings, fleet, Traffic(seed=19, events=6_000), faults, predicted=True)
+        outcome = play(settings, fleet, Traffic(seed=19, events=8_000), faults, predicted=True)
         check(outcome, fleet)
 
 
