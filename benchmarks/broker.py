@@ -6,6 +6,8 @@
 import argparse
 import itertools
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,14 +54,13 @@ def deployment(bootstrap_servers: str, directory: Path, **changes: Any) -> Setti
 
 
 def main() -> None:
-    """Start a broker and print its address."""
+    """Start a broker, print its address, and stop it on SIGINT or SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     with broker(None) as bootstrap_servers:
         print(bootstrap_servers, flush=True)
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            pass
+        while True:
+            signal.pause()
 
 
 if __name__ == "__main__":

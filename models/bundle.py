@@ -31,7 +31,15 @@ from models.predictors import Separate
 from models.routing import make_router, router_digest
 from models.vocabulary import Vocabulary
 
-__all__ = ["Bundle", "BundleRefused", "DeviceUnavailable", "is_out_of_memory", "load_bundle", "save_bundle"]
+__all__ = [
+    "Bundle",
+    "BundleRefused",
+    "DeviceUnavailable",
+    "is_out_of_memory",
+    "load_bundle",
+    "save_bundle",
+    "use_threads",
+]
 
 Device = Literal["auto", "cpu", "cuda"]
 PREDICTORS = "predictors"
@@ -51,6 +59,11 @@ class Bundle(Forecaster):
 
     version: str
     digest: str
+
+
+def use_threads(threads: int) -> None:
+    """How many CPU threads all models of this process share."""
+    torch.set_num_threads(threads)
 
 
 def load_bundle(path: Path, device: Device = "auto") -> Bundle:

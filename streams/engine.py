@@ -225,7 +225,10 @@ class Engine(Ownership):
 
     async def _maybe_flush(self) -> None:
         aged = (time.monotonic() - self._flushed_at) * 1000 >= self.settings.flush_ms
-        urgent = not self._inbox.size and any(partition.shard.urgent() for partition in self.partitions.values())
+        idle = (
+            self.role.is_slow or not self._inbox.size
+        )  # a role that is slower than a transaction never waits for more
+        urgent = idle and any(partition.shard.urgent() for partition in self.partitions.values())
         everything = self._unflushed >= self.settings.flush_events or aged
         if not (everything or urgent):
             return

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.producer import sender
 
 from streams import clients
 from streams.settings import Settings
@@ -17,6 +18,10 @@ OWNER_KEY = b"\x00owner"
 BATCH_BYTES = 900_000
 REQUEST_BYTES = 32 << 20
 WRITE_RECORDS = 5_000
+
+# A transaction that begins while the last one's markers are still being written is asked to come back; aiokafka waits
+# 20 ms for that, which is most of a short transaction.
+sender.BACKOFF_OVERRIDE = 0.002
 
 log = structlog.get_logger()
 

@@ -129,6 +129,7 @@ class Predict:
     """Predicts the next session of whoever just closed one."""
 
     name = "predict"
+    is_slow = True
     inputs = (wire.SESSIONS,)
 
     def __init__(

@@ -65,6 +65,7 @@ class Role(Protocol):
     name: str
     batch_records: int  # a batch is handed to `work` when it has so many records ...
     batch_ms: int  # ... or has waited so long
+    is_slow: bool  # a batch takes longer than a transaction: publish each at once, while the next is at work
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -259,6 +259,7 @@ class Scoring:
     """Scores predictions when the visitor's next session closes."""
 
     name = "score"
+    is_slow = False
     inputs = (wire.SESSIONS, wire.PREDICTIONS)
     batch_records = 2_000
     batch_ms = 0

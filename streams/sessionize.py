@@ -125,6 +125,7 @@ class Sessionize:
     """Cuts clicks into sessions."""
 
     name = "sessionize"
+    is_slow = False
     inputs = (wire.CLICKS,)
     batch_records = 5_000
     batch_ms = 0

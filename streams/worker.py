@@ -131,10 +131,11 @@ class Worker:
                 "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (see `browsecast train`), "
                 "or leave the role out: browsecast worker --role sessionize --role score"
             )
-        from models.bundle import is_out_of_memory, load_bundle
+        from models.bundle import is_out_of_memory, load_bundle, use_threads
         from models.visit import Visit
         from streams.predict import Predict
 
+        use_threads(self.settings.model_threads or max(1, (os.cpu_count() or 1) - 1))
         model = load_bundle(self.settings.bundle, self.settings.device)
         model.forecast([Visit("warm-up", [["/"]])])  # the first forecast sets up what all later ones use
         log.info("bundle loaded", version=model.version, digest=model.digest)

@@ -194,7 +194,11 @@ def open_kafka() -> Kafka:
         except Unavailable as error:
             reasons.append(str(error))
             continue
-        kafka.start()
+        try:
+            kafka.start()
+        except BaseException:  # also when interrupted: no broker without an owner stays behind
+            kafka.stop()
+            raise
         return kafka
     raise Unavailable("no real Kafka: " + "; ".join(reasons))
 

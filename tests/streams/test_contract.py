@@ -341,3 +341,10 @@ def test_faust_opens_raw_databases(app: RoleApp) -> None:
         rocksdict.Rdict(str(app.state_table.data.partition_path(0)), rocksdict.Options(raw_mode=True))
     database.close()
     app.state_table.data._dbs.clear()
+
+
+def test_the_wait_between_transactions_can_be_set() -> None:
+    from aiokafka.producer import sender
+
+    assert sender.BACKOFF_OVERRIDE == 0.002, "streams.ownership shortens aiokafka's wait between two transactions"
+    assert "return BACKOFF_OVERRIDE" in inspect.getsource(sender), "aiokafka reads it when a transaction must wait"
