@@ -225,9 +225,7 @@ class Engine(Ownership):
 
     async def _maybe_flush(self) -> None:
         aged = (time.monotonic() - self._flushed_at) * 1000 >= self.settings.flush_ms
-        idle = (
-            self.role.is_slow or not self._inbox.size
-        )  # a role that is slower than a transaction never waits for more
+        idle = self.role.is_slow or not self._inbox.size  # in a backlog, larger transactions are cheaper
         urgent = idle and any(partition.shard.urgent() for partition in self.partitions.values())
         everything = self._unflushed >= self.settings.flush_events or aged
         if not (everything or urgent):
