@@ -146,29 +146,34 @@ def capacity(servers: str, bundle: Path, count: int, users: int) -> float:
         return count / (seen.predictions[-1][0] - began)
 
 
-def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int) -> dict[str, Any]:
+def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int, apart: bool) -> dict[str, Any]:
     """The steady run: latencies of the predictions of its second half, in milliseconds."""
     with scratch() as name:
         settings = _deployment(servers, Path(name), bundle)
-        worker, seen, closes = Worker(settings, Path(name) / "w", ROLES), Seen(settings), Closes()
-        worker.start()
+        seen, closes, plays = Seen(settings), Closes(), [(role,) for role in ROLES] if apart else [ROLES]
+        workers = [Worker(settings, Path(name) / roles[0], roles) for roles in plays]
+        of = {role: worker for worker, roles in zip(workers, plays, strict=True) for role in roles}
+        for worker in workers:
+            worker.start()
         try:
-            worker.wait_ready(180)
+            for worker in workers:
+                worker.wait_ready(180)
             began = time.time()
             stream(settings, events(int(rate * seconds), users, active=ACTIVE), rate, closes, seen)
             end = time.time() + 3
             while time.time() < end:
                 seen.read(0.1)
-            cpu = cpu_seconds(worker.process.pid)
+            cpu = sum(cpu_seconds(worker.process.pid) for worker in workers)
             inside = {
-                "batch_sessions": mean(worker, "browsecast_batch_sessions"),
-                "batch_ms": 1000 * mean(worker, "browsecast_batch_seconds"),
-                **{f"{role}_flush_ms": 1000 * mean(worker, "browsecast_flush_seconds", role) for role in ROLES},
-                **{f"{role}_flushes": metric(worker, "browsecast_flush_seconds_count", role=role) for role in ROLES},
-                **{f"{role}_lag": metric(worker, "browsecast_lag_records", role=role) for role in ROLES},
+                "batch_sessions": mean(of["predict"], "browsecast_batch_sessions"),
+                "batch_ms": 1000 * mean(of["predict"], "browsecast_batch_seconds"),
+                **{f"{role}_flush_ms": 1000 * mean(of[role], "browsecast_flush_seconds", role) for role in ROLES},
+                **{f"{role}_flushes": metric(of[role], "browsecast_flush_seconds_count", role=role) for role in ROLES},
+                **{f"{role}_lag": metric(of[role], "browsecast_lag_records", role=role) for role in ROLES},
             }
         finally:
-            worker.stop()
+            for worker in workers:
+                worker.stop()
         bare = asyncio.run(_transactions(settings, 200))
     late = [(at, partition, one) for at, partition, one in seen.predictions if at > began + seconds / 2]
     outside = [
@@ -204,12 +209,13 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=60)
     arguments.add_argument("--users", type=int, default=20_000)
     arguments.add_argument("--events", type=int, default=30_000, help="events of the run that measures the capacity")
+    arguments.add_argument("--apart", action="store_true", help="each role in a worker of its own")
     given = arguments.parse_args()
     with broker(given.bootstrap_servers) as servers, scratch() as name:
         bundle = given.bundle or make_bundle(Path(name))
         most = None if given.rate else capacity(servers, bundle, given.events, given.users)
         rate = given.rate or (most or 0) / 2
-        found = at_load(servers, bundle, rate, given.seconds, given.users)
+        found = at_load(servers, bundle, rate, given.seconds, given.users, given.apart)
     print(f"load of {rate:,.0f} events/s" + (f", half of {most:,.0f}" if most else ""))
     print(
         f"{found['predictions']:,} predictions, {found['predictions_per_s']} a second\n{'ms':44} {'p50':>8} {'p99':>8}"
