@@ -37,6 +37,8 @@ def test_every_command_is_in_the_readme_and_every_command_in_the_readme_exists()
 
 def test_every_option_in_the_readme_exists() -> None:
     options = {option for of_command in commands().values() for option in of_command}
+    for benchmark in (ROOT / "benchmarks").glob("*.py"):
+        options |= set(re.findall(r'add_argument\("(--[a-z-]+)"', benchmark.read_text()))
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--build", "--detach"}  # docker's
     assert mentioned <= options
 
