@@ -55,9 +55,8 @@ class Engine(Ownership):
         self.app: Any = None
         self.partitions: dict[int, Partition] = {}
         self.recovered = False
-        self.failed = (
-            False  # from here on nothing may be committed: outputs may be gone while positions stand behind them
-        )
+        # Once set nothing may be committed: outputs may be gone while positions stand behind them.
+        self.failed = False
         self.processed = 0
         self._leaving = False
         self._inbox = Inbox(role.batch_records)

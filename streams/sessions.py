@@ -83,7 +83,7 @@ class Timed(Protocol):
 class User(msgspec.Struct, array_like=True, gc=False):
     """All that is kept of a visitor: one record, bounded."""
 
-    open: list[Visit] = []  # first, so that `open_times` need not read on
+    open: list[Visit] = []  # first, so that `next_due_of_record` need not read on
     last_ms: int = 0  # highest event time: silence is counted from here
     number: int = 0  # sessions closed so far
     closed_end_ms: int | None = None
@@ -124,7 +124,7 @@ class _OpenTimes(msgspec.Struct, array_like=True, gc=False):
 
 
 _decode_open = msgspec.msgpack.Decoder(_OpenTimes).decode
-NOTHING_OPEN = 0x90  # an empty array, the first field behind the record's own head
+NOTHING_OPEN = 0x90  # an empty array: the first field, behind the one byte that heads a record of up to 15 fields
 
 
 def next_due_of_record(record: bytes, policy: Policy) -> tuple[int, int | None]:

@@ -2,13 +2,22 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.errors import ProducerFenced
+
+
+def put(store: dict[bytes, bytes], changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """Write changed records as the engine does; None deletes."""
+    for key, record in changes:
+        if record is None:
+            store.pop(key, None)
+        else:
+            store[key] = record
 
 
 class PowerCut(BaseException):

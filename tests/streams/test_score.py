@@ -15,6 +15,7 @@ from streams.metrics import Metrics
 from streams.score import CLOCK_KEY, DISORDER_MS, Pairing, Scoring
 from streams.settings import DAY_MS, HOUR_MS, Settings
 from tests import oracle
+from tests.streams.fakebroker import put
 
 BASE = 1_700_000_000_000
 EXPIRE = 30 * DAY_MS
@@ -110,11 +111,7 @@ class Reader:
         self.expired, self.pairing.expired = self.expired + self.pairing.expired, 0
 
     def write(self) -> None:
-        for key, record in self.pairing.changes():
-            if record is None:
-                self.store.pop(key, None)
-            else:
-                self.store[key] = record
+        put(self.store, self.pairing.changes())
 
     def disturb(self, how: str) -> None:
         if how == "sweep":

@@ -14,6 +14,7 @@ from streams.sessions import CART, PURCHASE, Fate, Policy
 from streams.settings import Settings
 from streams.wire import Event, Session
 from tests import oracle
+from tests.streams.fakebroker import put
 
 BASE = 1_700_000_000_000
 GAP, GRACE, AHEAD = 60_000, 100_000, 600_000
@@ -100,11 +101,7 @@ class Run:
         return self
 
     def write(self) -> None:
-        for key, record in self.one.changes():
-            if record is None:
-                self.store.pop(key, None)
-            else:
-                self.store[key] = record
+        put(self.store, self.one.changes())
 
     def disturb(self, how: str) -> None:
         """What happens to a worker between two batches."""
