@@ -33,6 +33,7 @@ class Columns(Table, frozen=True):
 
     user: str | list[str]
     time: str | list[str]
+    after_ms: str | None = None  # milliseconds after `time`, where a log counts them from the start of a session
     page: str | list[str] | None = None
     type: str | list[str] | None = None
     item: str | list[str] | None = None
@@ -55,6 +56,7 @@ class LogFormat(Table, frozen=True):
 
     format: Literal["access-log", "jsonl", "csv", "parquet"] = "jsonl"
     sort: bool = False  # the log is not in order of time: sort it first, with temporary files
+    each: str | None = None  # jsonl: a line holds a list of clicks at this path; columns below it look into the click
     columns: Columns | None = None  # without: names of the wire's fields; in jsonl and parquet also known envelopes
     skip: list[Skip] = []
     time_format: str = "iso"  # iso, ms, s, us (epoch), or a pattern of strptime

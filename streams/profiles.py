@@ -203,6 +203,8 @@ class SiteProfile:
         columns = log.columns
         if columns and not (columns.page or columns.item or columns.category):
             raise self.wrong("log.columns.page", "is missing, and there is no item or category to make pages from")
+        if log.each is not None and (log.format != "jsonl" or columns is None):
+            raise self.wrong("log.each", "needs the format jsonl and [log.columns]")
         for key, template in (("product_page", pages.product_page), ("category_page", pages.category_page)):
             try:
                 (template or "").format(item="", category="")

@@ -50,6 +50,7 @@ class RowMapper:
         log = profile.log
         self._user = _first(columns.user, locate)
         self._time = _joined(columns.time, locate)
+        self._after = _first(columns.after_ms, locate)
         self._parse = time_parser(log.time_format, zone(log.timezone))
         self._skips = [(locate(skip.column), frozenset(skip.values)) for skip in log.skip]
         self._page, self._type = _first(columns.page, locate), _first(columns.type, locate)
@@ -73,8 +74,8 @@ class RowMapper:
         if named is None:
             return None
         try:
-            ts = self._parse(self._time(row))
-        except ValueError as error:
+            ts = self._parse(self._time(row)) + int(self._after(row) or 0)
+        except (TypeError, ValueError) as error:
             raise BadRow(str(error)) from None
         return Event(
             user,
@@ -175,7 +176,7 @@ class _Feed:
 
 def read_json(path: Path | None, name: str, profile: SiteProfile, count: LogCount) -> Iterator[Event | BadLine]:
     """Events of JSON lines: by the profile's columns, or else events of the wire and known envelopes."""
-    mapper = _document_mapper(profile)
+    mapper, each = _document_mapper(profile), profile.log.each
     flat = profile.log.columns is None
     decode = msgspec.json.Decoder().decode
     for number, line in read_lines(path, count):
@@ -188,16 +189,25 @@ def read_json(path: Path | None, name: str, profile: SiteProfile, count: LogCoun
             document = decode(line)
             if not isinstance(document, dict):
                 raise BadRow("is no JSON object")
-            event = mapper.event((unwrap(document) or document) if flat else document, f"{name}:{number}")
-            if flat and event is not None and isinstance(document.get("attributes"), dict):
-                event.attributes = document["attributes"]
+            clicks = [(document, str(number))] if each is None else _each(document, each, number)
+            for click, place in clicks:
+                event = mapper.event((unwrap(click) or click) if flat else click, f"{name}:{place}")
+                if event is None:
+                    count.skipped += 1
+                    continue
+                if flat and isinstance(click.get("attributes"), dict):
+                    event.attributes = click["attributes"]
+                yield event
         except (msgspec.DecodeError, BadRow, RecursionError) as error:
             yield bad_line(number, str(error), line)
-            continue
-        if event is None:
-            count.skipped += 1
-        else:
-            yield event
+
+
+def _each(document: dict[str, Any], path: str, number: int) -> list[tuple[dict[str, Any], str]]:
+    """The clicks of a document that holds a whole session, each beside what they share, and their places."""
+    clicks = document.get(path)
+    if not isinstance(clicks, list):
+        raise BadRow(f"has no list {path!r}")
+    return [({**document, path: click}, f"{number}.{at}") for at, click in enumerate(clicks, 1)]
 
 
 def read_parquet(path: Path | None, name: str, profile: SiteProfile, count: LogCount) -> Iterator[Event | BadLine]:

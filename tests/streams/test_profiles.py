@@ -138,6 +138,8 @@ def test_pages_are_made_of_items_where_the_log_has_none(tmp_path: Path) -> None:
         ("[log]\ntimezone = 'Mars/Phobos'", "log.timezone"),
         ("[log]\ndelimiter = ';;'", "log.delimiter"),
         ("[log.columns]\nuser = 'u'\ntime = 't'", "log.columns.page"),
+        ("[log]\neach = 'hits'", "log.each"),
+        ("[log]\nformat = 'csv'\neach = 'hits'\n[log.columns]\nuser = 'u'\ntime = 't'\npage = 'p'", "log.each"),
         ("gap_ms = 0", "gap_ms"),
         ("[log", "site.toml"),
     ],
@@ -156,7 +158,7 @@ def test_missing_profile_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_ready_profile_loads() -> None:
-    assert ready_profiles() == ["apache", "demo-shop", "eshop", "globo", "kechinov", "nasa"]
+    assert ready_profiles() == ["apache", "demo-shop", "eshop", "globo", "google-analytics", "kechinov", "nasa"]
     assert all(SiteProfile.load(name).description for name in ready_profiles())
 
 

@@ -265,6 +265,40 @@ def test_json_lines_by_dotted_columns(tmp_path: Path) -> None:
     assert events == [Event("4", 1_700_000_000_000, "/a", "e.jsonl:1")]
 
 
+GA_HIT = {"type": "PAGE", "time": "0", "page": {"pagePath": "/home?utm=x"}}
+GA_SESSION = {
+    "fullVisitorId": "7131",
+    "visitStartTime": "1501583974",
+    "device": {"deviceCategory": "mobile"},
+    "hits": [
+        GA_HIT,
+        {"type": "EVENT", "time": "900", "page": {"pagePath": "/home"}},
+        {"type": "PAGE", "time": "12500", "page": {"pagePath": "/google+redesign/apparel/men++s/quickview"}},
+        {"type": "PAGE", "time": "30000", "page": {"pagePath": "/basket.html"}},
+        {"type": "PAGE", "time": "90000", "page": {"pagePath": "/ordercompleted.html?vid=1"}},
+    ],
+}
+
+
+def test_google_analytics_export_gives_a_click_for_each_page_view(tmp_path: Path) -> None:
+    later = {**GA_SESSION, "visitStartTime": "1501583000", "hits": [GA_HIT]}
+    text = "\n".join(json.dumps(session) for session in (GA_SESSION, later, {"fullVisitorId": "1", "hits": None}))
+    profile = SiteProfile.load("google-analytics")
+    count = LogCount()
+    records = list(read_log(written(tmp_path, "ga.jsonl", text), profile, count))
+    events = [record for record in records if isinstance(record, Event)]
+    assert [(e.ts, e.page, e.type, e.event_id) for e in events] == [
+        (1_501_583_000_000, "/home", "view", "ga.jsonl:2.1"),
+        (1_501_583_974_000, "/home", "view", "ga.jsonl:1.1"),
+        (1_501_583_986_500, "/apparel/men s", "view", "ga.jsonl:1.3"),
+        (1_501_584_004_000, "/basket", "cart", "ga.jsonl:1.4"),
+        (1_501_584_064_000, "/ordercompleted", "purchase", "ga.jsonl:1.5"),
+    ]
+    assert {(e.user_id, e.device) for e in events} == {("7131", "mobile")}
+    assert [r.reason for r in records if isinstance(r, BadLine)] == ["has no list 'hits'"]
+    assert count.skipped == 1
+
+
 def test_parquet_with_typed_columns(tmp_path: Path) -> None:
     table = pyarrow.table(
         {
