@@ -1,7 +1,7 @@
 """A bundle's config.json: everything that turns a visit into a forecast, besides weights and vocabulary."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,7 +15,13 @@ SELECTOR = "selector.safetensors"
 OUTCOMES = "outcomes.safetensors"
 CARD = "README.md"
 KIND = "browsecast-bundle"
-FORMAT = 1
+FORMAT = 2
+
+Mode = Literal["behaviour", "paper", "kmeans"]
+Selector = Literal["mixture", "mlp", "kmeans"]
+Backend = Literal["separate", "lora", "token"]
+Embedding = Literal["pages", "text"]
+Source = Literal["own", "passage", "rollouts", "combined"]  # of an outcome's probability; the last three with own rate
 
 
 class Decoding(msgspec.Struct, frozen=True):
@@ -33,27 +39,37 @@ class Outcome(msgspec.Struct, frozen=True):
 
     `pages`: a session has the outcome when it holds one of them. Without such pages the outcome has a logistic weight
     for every page in outcomes.safetensors. The probability is sigmoid(bias + rollout_weight * logit(p from rollouts)
-    + own_weight * logit(the visitor's own rate)); `fallback_*` is the same without rollouts.
+    + passage_weight * logit(p of first passage in the chains) + own_weight * logit(the visitor's own rate)).
+    `source` says which of them validation chose, the others have weight 0; `fallback_*` is the own rate alone.
     """
 
     pages: list[str]
     base_rate: float
     threshold: float = 0.5
+    source: Source = "rollouts"
     bias: float = 0.0
     rollout_weight: float = 1.0
+    passage_weight: float = 0.0
     own_weight: float = 0.0
     fallback_bias: float = 0.0
     fallback_own_weight: float = 1.0
 
 
 class BundleConfig(msgspec.Struct, frozen=True):
-    """config.json. `clusters` predictors of the kind `backend`; `selector` says what the routing sums mean."""
+    """config.json of a bundle whose `clusters` were found by `mode`.
+
+    `selector` says how a visitor is routed: by the running posterior of a mixture of Markov chains, by an MLP, or to
+    the nearest K-means centroid. `embedding` is what the MLP sees: the mean page embedding, or the text of the sessions.
+    `backend` says who predicts: a model for each cluster, one model with an adapter for each, or one model that is told
+    the cluster by a token. With `soft` a visitor is spread over the clusters by the posterior.
+    """
 
     kind: str
     format: int
     created: str  # UTC, ISO 8601
-    selector: str  # "kmeans"
-    backend: str  # "separate"
+    mode: Mode
+    selector: Selector
+    backend: Backend
     architecture: str  # transformers' model_type
     clusters: int
     cluster_users: list[int]
@@ -61,6 +77,8 @@ class BundleConfig(msgspec.Struct, frozen=True):
     decoding: Decoding
     cart: Outcome
     purchase: Outcome
+    soft: bool = False
+    embedding: Embedding = "pages"
     library_versions: dict[str, str] = {}
     training: dict[str, Any] = {}
 
@@ -80,14 +98,6 @@ def decode_config(verified: Verified) -> BundleConfig:
         config = msgspec.convert(head, BundleConfig)
     except msgspec.MsgspecError as error:
         raise BundleRefused(verified.root, CONFIG, f"not a bundle's config ({error})") from None
-    for field, value, known in (("selector", config.selector, "kmeans"), ("backend", config.backend, "separate")):
-        if value != known:
-            raise BundleRefused(
-                verified.root,
-                CONFIG,
-                f"{field} {value!r} is not {known!r}, which this version reads",
-                "Update Browsecast.",
-            )
     return config
 
 

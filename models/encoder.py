@@ -1,4 +1,4 @@
-"""Page names as vectors: the frozen sentence encoder all-MiniLM-L6-v2, which comes with an installed package."""
+"""Text as vectors: the frozen sentence encoder all-MiniLM-L6-v2, which comes with an installed package."""
 
 import os
 from collections.abc import Sequence
@@ -15,6 +15,24 @@ class EncoderMissing(Exception):
     """The sentence encoder is not where it should be."""
 
     exit_code = 2
+
+
+class Encoder:
+    """The sentence encoder, loaded. Of a text longer than its 256 word pieces it reads the end."""
+
+    def __init__(self, directory: Path | None = None, device: str = "cpu") -> None:
+        """From a local directory, or from the installed package. Raises EncoderMissing."""
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        path = encoder_path(directory)
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(str(path), device=device, local_files_only=True)
+        self._model.tokenizer.truncation_side = "left"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit-length embeddings: (texts, 384) float32."""
+        vectors = self._model.encode(list(texts), batch_size=128, show_progress_bar=False, normalize_embeddings=True)
+        return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
 
 
 def encoder_path(directory: Path | None = None) -> Path:
@@ -36,9 +54,9 @@ def encoder_path(directory: Path | None = None) -> Path:
 
 def embed_pages(pages: Sequence[str], directory: Path | None = None, device: str = "cpu") -> np.ndarray:
     """Unit-length embeddings of page names: (pages, 384) float32. One encoder call for the whole vocabulary."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from sentence_transformers import SentenceTransformer
+    return Encoder(directory, device).encode(pages)
 
-    encoder = SentenceTransformer(str(encoder_path(directory)), device=device, local_files_only=True)
-    vectors = encoder.encode(list(pages), batch_size=128, show_progress_bar=False, normalize_embeddings=True)
-    return np.asarray(vectors, dtype=np.float32).reshape(len(pages), -1)
+
+def text_of(sessions: Sequence[Sequence[str]]) -> str:
+    """Sessions as the text that the encoder reads: pages joined by ` - `, sessions by ` | ` (spec, section 1.2)."""
+    return " | ".join(" - ".join(pages) for pages in sessions)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from models.chains import Chains
 from models.config import Outcome
 
 OUTCOMES = ("cart", "purchase")
@@ -13,13 +14,24 @@ EDGE = 1e-4  # probabilities stay this far from 0 and 1
 class OutcomeHead:
     """P(outcome | the pages of a session): certain when pages mark it, logistic in the pages when none do."""
 
-    def __init__(self, outcome: Outcome, tokens: dict[str, int], size: int, weights: np.ndarray | None = None) -> None:
-        """`weights` (V,): log-odds a page adds, the constant in place of [PAD]; only used without outcome pages."""
+    def __init__(
+        self,
+        outcome: Outcome,
+        tokens: dict[str, int],
+        size: int,
+        weights: np.ndarray | None = None,
+        chains: Chains | None = None,
+    ) -> None:
+        """`weights` (V,): log-odds a page adds, the constant in place of [PAD]; only used without outcome pages.
+
+        `chains`: of the bundle's clusters, where they have any.
+        """
         self.outcome = outcome
         self.marks = np.zeros(size, dtype=np.float32)
         self.marks[[tokens[page] for page in outcome.pages if page in tokens]] = 1.0
         self.certain = bool(self.marks.any())
         self.weights = np.zeros(size) if weights is None else weights
+        self.passages = chains.first_passage(self.marks > 0) if chains is not None and self.certain else None  # (K,)
 
     def sessions(self, sessions: Sequence[Sequence[int]]) -> list[float]:
         """P(outcome) of each token session."""
@@ -41,10 +53,19 @@ class OutcomeHead:
         seen = self.sessions(sessions)
         return (sum(seen) + weight * self.outcome.base_rate) / (len(seen) + weight)
 
-    def combine(self, rolled: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Calibrated probability from rollouts and own rate, strictly inside (0, 1)."""
+    def passage(self, posterior: np.ndarray) -> np.ndarray | None:
+        """P(the next session holds a marked page) in the visitors' mixtures of chains: (B, K) -> (B,).
+
+        None without chains or without outcome pages.
+        """
+        return None if self.passages is None else posterior @ self.passages
+
+    def combine(self, rolled: np.ndarray, own: np.ndarray, passage: np.ndarray | None = None) -> np.ndarray:
+        """Calibrated probability from rollouts, own rate and first passage, strictly inside (0, 1)."""
         o = self.outcome
         score = o.bias + o.rollout_weight * logit(rolled) + o.own_weight * logit(own)
+        if passage is not None:
+            score = score + o.passage_weight * logit(passage)
         return _inside(sigmoid(score))
 
     def fallback(self, own: np.ndarray) -> np.ndarray:

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GroupKFold
 
 from models.baselines import own_rate
-from models.config import Decoding, Outcome
+from models.config import Decoding, Outcome, Source
 from models.forecaster import Evidence, Forecaster
 from models.metrics import iou
-from models.outcomes import OutcomeHead, logit
+from models.outcomes import OUTCOMES, OutcomeHead, logit
 from models.sets import own_frequencies, rank
 from models.vocabulary import SPECIALS, Vocabulary
 from trainer.corpus import Corpus
@@ -22,6 +25,7 @@ PURE = 0.99  # share of a page's sessions that must have the outcome
 COVERED = 0.9  # share of the outcome's sessions that its pages must account for
 GAIN = 0.02  # share of them that a further page must add
 FEWEST = 5  # cases of either kind that a calibration needs
+FOLDS = 5  # of the cross-validation that chooses the source of an outcome's probability
 
 SHRINKS = (8.0, 16.0, 32.0)
 OWN_WEIGHTS = (1.0, 2.0, 4.0, 8.0)
@@ -78,24 +82,63 @@ def find_outcome(pages: SessionPages, name: str, vocabulary: Vocabulary) -> tupl
     return outcome, weights
 
 
-def calibrate_outcome(head: OutcomeHead, rolled: np.ndarray, own: np.ndarray, happened: np.ndarray) -> Outcome:
-    """Logistic weights of rollouts and own rate, with and without rollouts, and the threshold with the best F1."""
+def calibrate_outcome(
+    head: OutcomeHead,
+    rolled: np.ndarray,
+    own: np.ndarray,
+    happened: np.ndarray,
+    passage: np.ndarray | None = None,
+    users: Sequence[str] | None = None,
+) -> Outcome:
+    """Who tells the probability, with which logistic weights, and the threshold with the best F1.
+
+    The source has the least log loss in cross-validation over `users` (each row its own without), the own rate being
+    part of each: first passage, rollouts, both, or neither.
+    """
     fewest = min(happened.sum(), len(happened) - happened.sum())
     if fewest < FEWEST:  # nothing to learn from: the base rate, whatever the visitor did
         bias = float(logit(np.array(head.outcome.base_rate)))
         return msgspec.structs.replace(
-            head.outcome, bias=bias, rollout_weight=0.0, own_weight=0.0, fallback_bias=bias, fallback_own_weight=0.0
-        )
-    features = np.stack([logit(rolled), logit(own)], axis=1)
-    both = LogisticRegression(C=1.0).fit(features, happened)
-    alone = LogisticRegression(C=1.0).fit(features[:, 1:], happened)
+            head.outcome, source="own", bias=bias, rollout_weight=0.0, passage_weight=0.0, own_weight=0.0,
+            fallback_bias=bias, fallback_own_weight=0.0,
+        )  # fmt: skip
+    sources: dict[Source, list[np.ndarray]] = {"own": [], "rollouts": [rolled]}
+    if passage is not None:
+        sources |= {"passage": [passage], "combined": [rolled, passage]}
+    features = {source: np.stack([logit(p) for p in (own, *parts)], axis=1) for source, parts in sources.items()}
+    folds = _folds(len(happened), users)
+    losses = {source: _held_out_loss(x, happened, folds) for source, x in features.items()}
+    source = min(losses, key=losses.__getitem__)
+    fitted = _logistic().fit(features[source], happened)
+    alone = _logistic().fit(features["own"], happened)
+    own_weight, *weights = fitted.coef_[0].tolist()
     outcome = msgspec.structs.replace(
-        head.outcome,
-        bias=float(both.intercept_[0]), rollout_weight=float(both.coef_[0, 0]), own_weight=float(both.coef_[0, 1]),
+        head.outcome, source=source, bias=float(fitted.intercept_[0]), own_weight=own_weight,
+        rollout_weight=weights[0] if source in ("rollouts", "combined") else 0.0,
+        passage_weight=weights[-1] if source in ("passage", "combined") else 0.0,
         fallback_bias=float(alone.intercept_[0]), fallback_own_weight=float(alone.coef_[0, 0]),
     )  # fmt: skip
-    p = both.predict_proba(features)[:, 1]
+    p = fitted.predict_proba(features[source])[:, 1]
     return msgspec.structs.replace(outcome, threshold=best_threshold(p, happened))
+
+
+def _folds(rows: int, users: Sequence[str] | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to fit to and rows to judge on, all rows of a user on one side, or any rows where users are too few."""
+    apart = users is not None and len(set(users)) >= FOLDS
+    return list(GroupKFold(FOLDS).split(np.zeros(rows), groups=users if apart else range(rows)))
+
+
+def _held_out_loss(x: np.ndarray, happened: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Log loss of a logistic regression on rows that it was not fitted to."""
+    p = np.full(len(happened), happened.mean())
+    for seen, unseen in folds:
+        if len(set(happened[seen].tolist())) == 2:  # else all cases are in one fold: the base rate
+            p[unseen] = _logistic().fit(x[seen], happened[seen]).predict_proba(x[unseen])[:, 1]
+    return float(log_loss(happened, p))
+
+
+def _logistic() -> LogisticRegression:
+    return LogisticRegression(C=1.0, solver="newton-cholesky")  # made for many rows and a handful of columns
 
 
 def best_threshold(p: np.ndarray, happened: np.ndarray) -> float:
@@ -112,15 +155,18 @@ def calibrate(forecaster: Forecaster, seen: Sequence[Example], chunk: int = 256)
     evidence = _together(parts)
     targets = [example.target for example in seen]
     outcomes = {}
-    for i, (head, name) in enumerate(zip(forecaster.heads, ("cart", "purchase"), strict=True)):
+    users = [example.user_id for example in seen]
+    probabilities: list[list[float]] = []
+    for i, (head, name) in enumerate(zip(forecaster.heads, OUTCOMES, strict=True)):
         happened = np.array([getattr(example, name) for example in seen], dtype=int)
-        head.outcome = calibrate_outcome(head, evidence.rolled[:, i], evidence.own[:, i], happened)
+        rolled, own, passage = evidence.rolled[:, i], evidence.own[:, i], head.passage(evidence.posterior)
+        head.outcome = calibrate_outcome(head, rolled, own, happened, passage, users)
         outcomes[name] = head.outcome
-    probabilities = [head.combine(evidence.rolled[:, i], evidence.own[:, i]) for i, head in enumerate(forecaster.heads)]
+        probabilities.append(head.combine(rolled, own, passage).tolist())
 
     def overlap(decoding: Decoding) -> float:
         forecaster.config = msgspec.structs.replace(forecaster.config, decoding=decoding)
-        sets = forecaster.expected_sets(forecaster.probabilities(evidence), [p.tolist() for p in probabilities])
+        sets = forecaster.expected_sets(forecaster.probabilities(evidence), probabilities)
         return float(np.mean([iou(t, [page for page, _ in s]) for t, s in zip(targets, sets, strict=True)]))
 
     start = forecaster.config.decoding
@@ -128,6 +174,21 @@ def calibrate(forecaster: Forecaster, seen: Sequence[Example], chunk: int = 256)
     best = max(choices, key=overlap)
     best = msgspec.structs.replace(best, fallback_pages=_fallback_size(forecaster, best, evidence, targets))
     forecaster.config = msgspec.structs.replace(forecaster.config, decoding=best, **outcomes)
+
+
+def choose_softness(forecaster: Forecaster, seen: Sequence[Example], chunk: int = 256) -> None:
+    """Spread visitors over the clusters by their posterior if that costs fewer nats than the likeliest cluster alone.
+
+    Changes the forecaster in place.
+    """
+
+    def nats(soft: bool) -> float:
+        forecaster.config = msgspec.structs.replace(forecaster.config, soft=soft)
+        parts = [seen[i : i + chunk] for i in range(0, len(seen), chunk)]
+        return sum(float(forecaster.nll([e.visit for e in p], [e.target for e in p])[0].sum()) for p in parts)
+
+    soft = forecaster.config.clusters > 1 and nats(True) < nats(False)
+    forecaster.config = msgspec.structs.replace(forecaster.config, soft=soft)
 
 
 def base_rates(pages: SessionPages) -> dict[str, float]:
@@ -143,12 +204,9 @@ def _fallback_size(forecaster: Forecaster, decoding: Decoding, evidence: Evidenc
 
 
 def _together(parts: Sequence[Evidence]) -> Evidence:
-    return Evidence(
-        clusters=[cluster for part in parts for cluster in part.clusters],
-        counts=np.concatenate([part.counts for part in parts]),
-        sessions=np.concatenate([part.sessions for part in parts]),
-        own=np.concatenate([part.own for part in parts]),
-        marginals=np.concatenate([part.marginals for part in parts]),
-        rolled=np.concatenate([part.rolled for part in parts]),
-        paths=[path for part in parts for path in part.paths],
-    )
+    """One batch of evidence: arrays and lists of all parts, end to end."""
+    columns: list[Any] = [
+        np.concatenate(column) if isinstance(column[0], np.ndarray) else [row for part in column for row in part]
+        for column in zip(*parts, strict=True)
+    ]
+    return Evidence(*columns)

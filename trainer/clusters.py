@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.cluster import KMeans
 
-from models.routing import Router, page_costs
+from models.routing import CentroidRouter, Router, page_costs
 from models.vocabulary import SPECIALS, Vocabulary
 from trainer.corpus import Corpus
 
@@ -56,4 +56,4 @@ def assign(corpus: Corpus, users: np.ndarray, router: Router) -> np.ndarray:
 
 def router_of(vocabulary: Vocabulary, costs: np.ndarray) -> Router:
     """The router before it has a digest."""
-    return Router(vocabulary.pages, costs[len(SPECIALS) :], "")
+    return CentroidRouter(vocabulary.pages, costs[len(SPECIALS) :], "")

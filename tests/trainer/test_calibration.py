@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, log_loss
 
 from models.config import Outcome
-from models.outcomes import OutcomeHead
+from models.outcomes import OutcomeHead, sigmoid
 from models.vocabulary import Vocabulary
+from tests.models.chained import random_chains
 from tests.trainer.conftest import shop, write
 from trainer.calibration import SessionPages, best_threshold, calibrate_outcome, find_outcome
 from trainer.corpus import read_corpus
@@ -68,3 +70,62 @@ def test_the_threshold_has_the_best_f1() -> None:
         return float(2 * (said & (happened == 1)).sum() / (said.sum() + happened.sum()))
 
     assert f1(best_threshold(p, happened)) == pytest.approx(max(f1(t) for t in p))
+
+
+def drawn(seed: int, users: int = 1_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two independent causes in log-odds, and what they made happen."""
+    rng = np.random.default_rng(seed)
+    one, other = rng.normal(size=users), rng.normal(size=users)
+    return one, other, (rng.random(users) < sigmoid(one + other - 1.0)).astype(int)
+
+
+def chosen(rolled: np.ndarray, passage: np.ndarray | None, happened: np.ndarray) -> Outcome:
+    head = OutcomeHead(Outcome([], base_rate=0.3), {}, 6)
+    own = np.full(len(happened), 0.3)
+    return calibrate_outcome(head, rolled, own, happened, passage, [f"u{i // 2}" for i in range(len(happened))])
+
+
+def test_validation_chooses_who_tells_the_probability() -> None:
+    one, other, happened = drawn(0)
+    noise = sigmoid(np.random.default_rng(1).normal(size=len(happened)))
+    knows, both = sigmoid(one), sigmoid(one + other)
+    assert chosen(both, noise, happened).source in ("rollouts", "combined")
+    passage = chosen(noise, both, happened)
+    assert passage.source in ("passage", "combined") and passage.passage_weight == pytest.approx(1.0, abs=0.2)
+    combined = chosen(knows, sigmoid(other), happened)
+    assert combined.source == "combined"
+    assert (combined.rollout_weight, combined.passage_weight) == pytest.approx((1.0, 1.0), abs=0.3)
+    assert chosen(knows, None, happened).source == "rollouts"
+    nobody = chosen(noise, noise[::-1].copy(), np.random.default_rng(2).integers(0, 2, size=len(happened)))
+    assert nobody.source == "own" and (nobody.rollout_weight, nobody.passage_weight) == (0.0, 0.0)
+
+
+def test_the_chosen_source_is_what_combine_uses() -> None:
+    one, other, happened = drawn(3)
+    rolled, passage, own = sigmoid(one), sigmoid(other), np.full(len(happened), 0.3)
+    head = OutcomeHead(Outcome([], base_rate=0.3), {}, 6)
+    head.outcome = chosen(rolled, passage, happened)
+    p = head.combine(rolled, own, passage)
+    assert log_loss(happened, p) < log_loss(happened, head.fallback(own)) - 0.1
+    assert f1_score(happened, p >= head.outcome.threshold) > f1_score(happened, p >= 0.5)
+
+
+def test_a_few_cases_of_one_visitor_are_enough_to_calibrate() -> None:
+    happened = np.zeros(60, dtype=int)
+    happened[:5] = 1
+    head = OutcomeHead(Outcome([], base_rate=0.1), {}, 6)
+    p = np.linspace(0.6, 0.1, 60)
+    outcome = calibrate_outcome(head, p, p, happened, p, ["one"] * 5 + [f"u{i}" for i in range(55)])
+    assert np.isfinite([outcome.bias, outcome.rollout_weight, outcome.passage_weight, outcome.threshold]).all()
+
+
+def test_first_passage_is_that_of_the_visitors_mixture() -> None:
+    chains = random_chains(9, 3)
+    head = OutcomeHead(Outcome(["b", "c"], base_rate=0.2), {"a": 4, "b": 5, "c": 7}, 9, chains=chains)
+    marks = np.isin(np.arange(9), [5, 7])
+    posterior = np.array([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])
+    found = head.passage(posterior)
+    assert found is not None
+    np.testing.assert_allclose(found, posterior @ chains.first_passage(marks))
+    assert OutcomeHead(Outcome([], base_rate=0.2), {}, 9, chains=chains).passage(posterior) is None
+    assert OutcomeHead(Outcome(["b"], base_rate=0.2), {"b": 5}, 9).passage(posterior) is None
