@@ -11,6 +11,7 @@ from models.outcomes import OutcomeHead
 from models.predictors import Predictor
 from models.routing import Router
 from models.sampling import uniforms
+from models.selector import Selector
 from models.sets import own_frequencies, rank, set_size, shrink
 from models.visit import Forecast, Visit, recent
 from models.vocabulary import SPECIALS, Tokenizer, Vocabulary, presence
@@ -22,6 +23,7 @@ class Evidence(NamedTuple):
     """What is known of B visits before any decoding setting is applied; the trainer calibrates on it."""
 
     clusters: list[int]
+    posterior: np.ndarray  # (B, K) P(cluster | visit)
     counts: np.ndarray  # (B, V) sessions of the visitor with the page
     sessions: np.ndarray  # (B,) sessions of the visitor
     own: np.ndarray  # (B, 2) the visitor's own smoothed rate of cart and purchase
@@ -38,11 +40,13 @@ class Forecaster:
         config: BundleConfig,
         vocabulary: Vocabulary,
         router: Router,
+        selector: Selector,
         predictor: Predictor,
         heads: Sequence[OutcomeHead],
     ) -> None:
         """`heads`: cart, then purchase."""
-        self.config, self.vocabulary, self.router, self.predictor = config, vocabulary, router, predictor
+        self.config, self.vocabulary, self.router = config, vocabulary, router
+        self.selector, self.predictor = selector, predictor
         self.heads = list(heads)
         self.tokenizer = Tokenizer(vocabulary)
         self.shares = np.array([0.0] * len(SPECIALS) + vocabulary.shares)
@@ -61,7 +65,8 @@ class Forecaster:
         evidence = self.evidence(visits)
         q = self.probabilities(evidence)
         outcomes = [
-            head.combine(evidence.rolled[:, i], evidence.own[:, i]).tolist() for i, head in enumerate(self.heads)
+            head.combine(evidence.rolled[:, i], evidence.own[:, i], head.passage(evidence.posterior)).tolist()
+            for i, head in enumerate(self.heads)
         ]
         sets = self.expected_sets(q, outcomes)
         return [
@@ -75,16 +80,20 @@ class Forecaster:
         """Everything the models and the visitor's own history say."""
         decoding = self.config.decoding
         tokens = self._tokens(visits)
-        clusters = [self.cluster(visit) for visit in visits]
-        draws = uniforms([visit.seed for visit in visits], decoding.rollouts, decoding.max_pages)
+        posterior = self.posterior(visits)
+        # One row of draws more than there are rollouts: its first number deals the rollouts to the clusters.
+        draws = uniforms([visit.seed for visit in visits], decoding.rollouts + 1, decoding.max_pages)
         prompts = [self.tokenizer.render(sessions) for sessions in tokens]
-        rolled = self.predictor.rollouts(prompts, clusters, draws, self._groups)
+        routed = self.routed(posterior)
+        rolled = self.predictor.rollouts(prompts, routed, draws[:, :-1], self._groups, draws[:, -1, 0])
         outcomes = [
             rolled.groups[:, i] if head.certain else head.rollouts(rolled.sequences)
             for i, head in enumerate(self.heads)
         ]
         counts, sessions, own = self._habits(tokens)
-        return Evidence(clusters, counts, sessions, own, rolled.marginals, np.stack(outcomes, axis=1), rolled.paths)
+        rates = np.stack(outcomes, axis=1)
+        clusters = posterior.argmax(axis=1).tolist()
+        return Evidence(clusters, posterior, counts, sessions, own, rolled.marginals, rates, rolled.paths)
 
     def probabilities(self, evidence: Evidence) -> np.ndarray:
         """Probability of each page in the next session, (B, V): rollouts shrunk to the visitor's own frequencies."""
@@ -136,14 +145,16 @@ class Forecaster:
         """Nats of each target session and its number of tokens, [EOS] included: (B,), (B,)."""
         prompts = [self.tokenizer.render(sessions) for sessions in self._tokens(visits)]
         encoded = [self.tokenizer.encode(target) for target in targets]
-        nats = self.predictor.nll(prompts, [self.cluster(visit) for visit in visits], encoded)
+        nats = self.predictor.nll(prompts, self.routed(self.posterior(visits)), encoded)
         return nats, np.array([len(target) + 1 for target in encoded])
 
-    def cluster(self, visit: Visit) -> int:
-        """The visitor's cluster, from the running sums when there are any of this router's width."""
-        if visit.routing is not None and len(visit.routing) == self.router.width:
-            return self.router.cluster(visit.routing)
-        return self.router.cluster(self.router.route(visit.sessions))
+    def posterior(self, visits: Sequence[Visit]) -> np.ndarray:
+        """P(cluster | visit): (B, K)."""
+        return self.selector.posterior(visits)
+
+    def routed(self, posterior: np.ndarray) -> np.ndarray:
+        """How much each cluster has to say, (B, K): the posterior itself, or all for the likeliest."""
+        return posterior if self.config.soft else np.eye(posterior.shape[1])[posterior.argmax(axis=1)]
 
     def _tokens(self, visits: Sequence[Visit]) -> list[list[list[int]]]:
         budget = self.config.context_tokens

@@ -1,8 +1,9 @@
-"""A causal language model over pages: build, load, prefill once, roll out many times, score a session."""
+"""A causal language model over pages: build, load, and what any network must do to predict with it."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,23 +11,13 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from models.attention import ATTENTION, rollout_cache
-from models.vocabulary import BOS, EOS, PAD, UNK
+from models.attention import ATTENTION, KeyValues, RolloutCache, layered
+from models.specials import BOS, EOS, PAD
 
 disable_progress_bar()  # of loading and saving; a caller shows its own
 
 ARCHITECTURES = ("opt", "qwen2", "llama")
 SMALLEST_BUCKET = 64
-COMPACT_BELOW = 0.7  # rows are dropped from the batch when fewer than this share of them goes on
-
-
-class Rollouts(NamedTuple):
-    """What R sampled sessions and the greedy one say of B visits."""
-
-    marginals: np.ndarray  # (B, V) probability that the next session holds the page
-    groups: np.ndarray  # (B, G) probability that it holds at least one page of the group
-    sequences: np.ndarray  # (B, R, S) sampled tokens, [EOS] after the end
-    paths: list[list[int]]  # greedy tokens, without [EOS]
 
 
 def build(
@@ -90,8 +81,44 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PreTrai
     return model
 
 
+class Network(Protocol):
+    """k causal language models of one shape. Of a batch's k * n rows each has n; rows of one stand together."""
+
+    size: int  # tokens that can come out
+    heads: int
+    device: torch.device
+
+    def prefill(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, KeyValues]:
+        """Logits of the next token (k * n, V) float32, and keys and values (k * n, G, T, D) of each layer.
+
+        Prompts (k, n, T) are padded on the right; `lengths` (k * n,).
+        """
+        ...
+
+    def step(self, tokens: Tensor, positions: Tensor, cache: RolloutCache) -> Tensor:
+        """One more token of each rollout, (k * n, C), at `positions` (k * n, 1) -> logits (k * n, C, V) float32."""
+        ...
+
+    def logits_at(self, tokens: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """Next-token logits after tokens[rows, places]: (k * n, T), (M,), (M,) -> (M, V) float32; k is 1."""
+        ...
+
+
+class Ensemble(Protocol):
+    """A language model for each of K clusters."""
+
+    size: int
+    device: torch.device
+    token_bytes: int  # of the keys and values of a token, all layers
+    stacked: bool  # parts may have several clusters, and their steps may be captured as CUDA graphs
+
+    def part(self, first: int, last: int) -> Network:
+        """The clusters first..last - 1."""
+        ...
+
+
 class LanguageModel:
-    """Prompts in, rollouts and scores out. Prompts are token lists that end with [BOS]."""
+    """One transformers model of any architecture, ready to predict: see Network."""
 
     def __init__(
         self, model: PreTrainedModel, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -103,49 +130,33 @@ class LanguageModel:
         self.model = model.to(device=self.device, dtype=dtype).eval()
         self._base, self._head = model.base_model, model.get_output_embeddings()
         self.size = int(model.config.vocab_size)
-        never = torch.zeros(self.size, device=self.device)
-        never[[PAD, BOS, UNK]] = -torch.inf
-        self._never = never
-        self._never_first = never.clone()
-        self._never_first[EOS] = -torch.inf  # a session has at least one page
+        self.heads = int(model.config.num_attention_heads)
 
-    @torch.inference_mode()
-    def rollouts(self, prompts: Sequence[Sequence[int]], draws: np.ndarray, groups: np.ndarray) -> Rollouts:
-        """Sample R sessions of at most S pages for each prompt, and follow the most likely one.
+    def narrowed(self, size: int) -> "LanguageModel":
+        """The same model, of whose tokens only the first `size` can come out."""
+        narrow = copy.copy(self)
+        narrow.size = size
+        return narrow
 
-        `draws` (B, R, S) are uniform; `groups` (G, V) marks pages. Probabilities are first-passage sums along the
-        rollouts: P(v) = E[sum_t p_t(v) 1{v not yet seen}], which is exact in expectation and varies less than counts.
-        """
-        batch, samples, steps = draws.shape
-        marginals = np.zeros((batch, self.size), dtype=np.float32)
-        hits = np.zeros((batch, len(groups)), dtype=np.float32)
-        sequences = np.full((batch, samples + 1, steps), EOS, dtype=np.int64)
-        marks = torch.as_tensor(groups, dtype=torch.float32, device=self.device)
-        for rows in buckets([len(prompt) for prompt in prompts]):
-            decoder = _Decoder(self, [prompts[row] for row in rows], draws[rows], marks)
-            decoder.run()
-            marginals[rows], hits[rows] = decoder.results()
-            sequences[rows] = decoder.sequences.cpu().numpy()
-        paths = [path[: list(path).index(EOS)] if EOS in path else path for path in sequences[:, 0].tolist()]
-        return Rollouts(marginals, hits, sequences[:, 1:], paths)
+    def prefill(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, KeyValues]:
+        """See Network."""
+        cache = DynamicCache(config=self.model.config)
+        states = self.hidden(tokens.flatten(0, 1), past_key_values=cache, use_cache=True)
+        last = states[torch.arange(len(lengths), device=self.device), lengths - 1]
+        return self.head(last), [(layer.keys, layer.values) for layer in cache.layers]
 
-    def greedy(self, prompts: Sequence[Sequence[int]], steps: int) -> list[list[int]]:
-        """The most likely page at each step, until [EOS] or `steps` pages."""
-        nothing = np.zeros((0, self.size), dtype=np.float32)
-        return self.rollouts(prompts, np.zeros((len(prompts), 0, steps), dtype=np.float32), nothing).paths
+    def step(self, tokens: Tensor, positions: Tensor, cache: RolloutCache) -> Tensor:
+        """See Network."""
+        places = positions.expand(tokens.shape)
+        return self.head(self.hidden(tokens, position_ids=places, past_key_values=layered(cache), use_cache=True))
 
-    @torch.inference_mode()
+    def logits_at(self, tokens: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """See Network."""
+        return self.head(self.hidden(tokens)[rows, places])
+
     def nll(self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> np.ndarray:
         """Nats that each target session costs after its prompt, its [EOS] included: (B,) float64."""
-        total = np.zeros(len(prompts))
-        whole = [[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)]
-        for rows in buckets([len(sequence) for sequence in whole]):
-            tokens, _ = pad([whole[row] for row in rows], self.device)
-            logits = self.logits(tokens[:, :-1])
-            costs = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-            for row, cost in zip(rows, costs.double().cpu().numpy(), strict=True):
-                total[row] = cost[len(prompts[row]) - 1 : len(whole[row]) - 1].sum()
-        return total
+        return nll(self, prompts, targets)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits at every position, (B, T) -> (B, T, V) float32; padding on the right."""
@@ -159,91 +170,40 @@ class LanguageModel:
     def head(self, states: Tensor) -> Tensor:
         """Hidden states to float32 logits."""
         logits: Tensor = self._head(states)
-        return logits.float()
+        return logits[..., : self.size].float()
 
 
-class _Decoder:
-    """Rollouts of one bucket of prompts. Column 0 is the greedy session, the others are samples."""
+class Several:
+    """Models one by one: see Ensemble."""
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], draws: np.ndarray, marks: Tensor) -> None:
-        self.lm, self.marks = lm, marks
-        batch, samples, self.steps = draws.shape
-        self.samples = samples
-        self.columns = samples + 1
-        greedy = np.zeros((batch, 1, self.steps), dtype=np.float32)
-        self.draws = torch.as_tensor(np.concatenate([greedy, draws], axis=1), device=lm.device)
-        tokens, lengths = pad(prompts, lm.device)
-        self.lengths = lengths
-        prefill = DynamicCache(config=lm.model.config)
-        states = lm.hidden(tokens, past_key_values=prefill, use_cache=True)
-        self.first = lm.head(states[torch.arange(batch, device=lm.device), lengths - 1])  # (B, V)
-        self.cache = rollout_cache(prefill, lengths, self.columns, self.steps)
-        self.rows = torch.arange(batch, device=lm.device)
-        self.slots = torch.arange(self.columns, device=lm.device).expand(batch, -1)
-        self.ended = torch.zeros(batch, self.columns, dtype=torch.bool, device=lm.device)
-        self.sequences = torch.full((batch, self.columns, self.steps), EOS, device=lm.device)
-        self.sums = torch.zeros(batch, lm.size, device=lm.device)
-        self.hits = torch.zeros(batch, len(marks), device=lm.device)
-        # 1 where a sample may still meet the page (or group) for the first time; 0 for the greedy column.
-        self.unseen = torch.ones(batch, self.columns, lm.size, device=lm.device)
-        self.unmet = torch.ones(batch, self.columns, len(marks), device=lm.device)
-        self.unseen[:, 0], self.unmet[:, 0] = 0.0, 0.0
+    stacked = False
 
-    def run(self) -> None:
-        """Step until every rollout has ended."""
-        logits = (self.first + self.lm._never_first).unsqueeze(1).expand(-1, self.columns, -1)
-        for step in range(self.steps):
-            tokens = self.advance(logits, step)
-            alive = self.ended.numel() - int(self.ended.sum())
-            if alive == 0 or step + 1 == self.steps:
-                return
-            if alive < COMPACT_BELOW * self.ended.numel():
-                tokens = self.compact(tokens)
-            positions = (self.lengths + step)[:, None].expand(tokens.shape)
-            states = self.lm.hidden(tokens, position_ids=positions, past_key_values=self.cache, use_cache=True)
-            logits = self.lm.head(states) + self.lm._never  # (B, R+1, V)
+    def __init__(self, models: Sequence[LanguageModel], size: int) -> None:
+        self._models = [model.narrowed(size) for model in models]
+        self.size, self.device = size, models[0].device
+        config, bits = models[0].model.config, torch.finfo(models[0].model.dtype).bits
+        self.token_bytes = 2 * config.num_hidden_layers * config.hidden_size * bits // 8  # no fewer
 
-    def advance(self, logits: Tensor, step: int) -> Tensor:
-        """Add this step's first passages and draw a token for each rollout: (B, R+1, V) -> (B, R+1)."""
-        p = torch.softmax(logits, dim=-1)
-        self.hits.index_add_(0, self.rows, ((p @ self.marks.T) * self.unmet).sum(1))
-        cumulative = p.cumsum(-1)
-        threshold = self.draws[:, :, step, None] * cumulative[..., -1:]
-        tokens = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=self.lm.size - 1).squeeze(-1)
-        self.sums.index_add_(0, self.rows, p.mul_(self.unseen).sum(1))
-        tokens[:, 0] = logits[:, 0].argmax(-1)
-        tokens.masked_fill_(self.ended, EOS)
-        self.ended = tokens == EOS
-        self.sequences[self.rows[:, None], self.slots, step] = tokens
-        ended = self.ended.unsqueeze(-1)
-        self.unseen.scatter_(2, tokens.unsqueeze(-1), 0.0).masked_fill_(ended, 0.0)
-        self.unmet.mul_(1.0 - self.marks.T[tokens]).masked_fill_(ended, 0.0)
-        return tokens
+    def part(self, first: int, last: int) -> LanguageModel:
+        """See Ensemble."""
+        return self._models[first]
 
-    def compact(self, tokens: Tensor) -> Tensor:
-        """Drop prompts and columns in which nothing goes on; the greedy column stays first."""
-        going = ~self.ended
-        rows = going.any(1).nonzero().squeeze(1)
-        priority = going[rows].to(torch.int8)
-        priority[:, 0] = 2
-        columns = priority.argsort(dim=1, descending=True, stable=True)[:, : int((priority > 0).sum(1).max())]
-        if rows.numel() * columns.shape[1] > COMPACT_BELOW * going.numel():
-            return tokens
-        pick = (rows[:, None], columns)
-        self.lengths, self.rows = self.lengths[rows], self.rows[rows]
-        self.draws, self.slots = self.draws[pick], self.slots[pick]
-        self.unseen, self.unmet, self.ended = self.unseen[pick], self.unmet[pick], self.ended[pick]
-        for layer in self.cache.layers:
-            layer.keep(rows, columns)
-        kept: Tensor = tokens[pick]
-        return kept
 
-    def results(self) -> tuple[np.ndarray, np.ndarray]:
-        """Marginals (B, V) and group probabilities (B, G)."""
-        count = max(self.samples, 1)
-        marginals = self.sums / count
-        marginals[:, : UNK + 1] = 0.0
-        return marginals.clamp_(0, 1).cpu().numpy(), (self.hits / count).clamp_(0, 1).cpu().numpy()
+@torch.inference_mode()
+def nll(network: Network, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> np.ndarray:
+    """Nats of each target session after its prompt, its [EOS] included, by a network of one model: (B,) float64."""
+    total = np.zeros(len(prompts))
+    whole = [[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)]
+    for chosen in buckets([len(sequence) for sequence in whole]):
+        tokens, lengths = pad([whole[row] for row in chosen], network.device)
+        starts = torch.tensor([len(prompts[row]) for row in chosen], device=network.device)
+        places = torch.arange(tokens.shape[1], device=network.device)
+        rows, ahead = ((places >= starts[:, None]) & (places < lengths[:, None])).nonzero(as_tuple=True)
+        logits = network.logits_at(tokens[:, :-1], rows, ahead - 1)
+        costs = torch.nn.functional.cross_entropy(logits, tokens[rows, ahead], reduction="none").double()
+        sums = torch.zeros(len(chosen), dtype=torch.double, device=network.device).index_add_(0, rows, costs)
+        total[chosen] = sums.cpu().numpy()
+    return total
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -259,5 +219,10 @@ def buckets(lengths: Sequence[int]) -> list[list[int]]:
     """Rows grouped by length, each group at most a factor of two wide, so that little is padded."""
     grouped: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
-        grouped.setdefault(max(length - 1, SMALLEST_BUCKET - 1).bit_length(), []).append(row)
+        grouped.setdefault(bucket(length), []).append(row)
     return [grouped[key] for key in sorted(grouped)]
+
+
+def bucket(length: int) -> int:
+    """The group of sequences so long: the power of two that bounds them, 64 at least."""
+    return max(SMALLEST_BUCKET, 1 << max(length - 1, 0).bit_length())
