@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from models.adapters import Adapters
+from models.chains import Chains
 from models.config import (
     CARD,
     CONFIG,
@@ -19,6 +21,7 @@ from models.config import (
     SELECTOR,
     VOCABULARY,
     BundleConfig,
+    Outcome,
     decode_config,
     decode_vocabulary,
     write_json,
@@ -27,9 +30,10 @@ from models.forecaster import Forecaster
 from models.language_model import LanguageModel, restore
 from models.manifest import BundleRefused, Verified, verify, write_bundle
 from models.outcomes import OutcomeHead
-from models.predictors import Separate
-from models.routing import make_router, router_digest
-from models.vocabulary import Vocabulary
+from models.predictors import Predictor, Separate, Token
+from models.routing import ChainRouter, make_router, router_digest
+from models.selector import make_embed, make_selector
+from models.vocabulary import Tokenizer, Vocabulary
 
 __all__ = [
     "Bundle",
@@ -43,6 +47,7 @@ __all__ = [
 
 Device = Literal["auto", "cpu", "cuda"]
 PREDICTORS = "predictors"
+ADAPTERS = "adapters.safetensors"
 
 
 class DeviceUnavailable(Exception):
@@ -79,17 +84,18 @@ def load_bundle(path: Path, device: Device = "auto") -> Bundle:
     embeddings = tensors[EMBEDDINGS].get("embeddings")
     if embeddings is None or embeddings.shape[0] != len(vocabulary):
         raise BundleRefused(path, EMBEDDINGS, f"not one row for each of the {len(vocabulary)} tokens of {VOCABULARY}")
-    costs = tensors[SELECTOR].get("costs", torch.empty(0)).numpy()
-    router = make_router(path, vocabulary, costs, router_digest(verified.manifest.files))
-    if router.width != config.clusters:
-        raise BundleRefused(path, SELECTOR, f"{router.width} clusters, but {CONFIG} says {config.clusters}")
+    selector = {name: tensor.numpy() for name, tensor in tensors[SELECTOR].items()}
+    router = make_router(path, vocabulary, config.selector, selector, router_digest(verified.manifest.files))
     target = pick_device(device)
-    predictor = Separate([LanguageModel(_model(verified, k, len(vocabulary)), target) for k in range(config.clusters)])
+    embed = make_embed(config.embedding, embeddings.numpy(), Tokenizer(vocabulary), device=target.type)
+    routing = make_selector(path, config.selector, config.clusters, router, embed, selector)
+    predictor = _predictor(verified, config, len(vocabulary), target)
+    chains = router.chains if isinstance(router, ChainRouter) else None
     heads = [
-        _head(verified, outcome, name, vocabulary, tensors[OUTCOMES])
+        _head(verified, outcome, name, vocabulary, tensors[OUTCOMES], chains)
         for name, outcome in (("cart", config.cart), ("purchase", config.purchase))
     ]
-    bundle = Bundle(config, vocabulary, router, predictor, heads)
+    bundle = Bundle(config, vocabulary, router, routing, predictor, heads)
     bundle.digest = verified.digest
     bundle.version = f"{config.created[:19].replace(':', '')}-{verified.digest[7:15]}"
     return bundle
@@ -104,11 +110,13 @@ def save_bundle(
     outcome_weights: dict[str, np.ndarray],
     models: Sequence[Any],
     card: str,
+    adapters: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a bundle in one step: whoever looks sees all of it or nothing.
 
-    `embeddings` (V, D) float32 and `selector["costs"]` (V, K) float64 have a row for every token; `models` are
-    transformers models, one a cluster; `card` is the model card in Markdown.
+    `embeddings` (V, D) float32 has a row for every token; `selector` are the tensors that `make_router` and
+    `make_selector` read; `models` are transformers models, one a cluster or, with `adapters` or cluster tokens, one for
+    all; `card` is the model card in Markdown.
     """
 
     def fill(work: Path) -> None:
@@ -120,6 +128,8 @@ def save_bundle(
         safetensors.numpy.save_file(outcome_weights, work / OUTCOMES)
         for k, model in enumerate(models):
             model.save_pretrained(work / PREDICTORS / str(k), max_shard_size="1TB")
+        if adapters is not None:
+            safetensors.torch.save_file(adapters, work / PREDICTORS / ADAPTERS)
 
     write_bundle(Path(path), fill)
 
@@ -154,8 +164,24 @@ def _tensors(verified: Verified, name: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _model(verified: Verified, cluster: int, tokens: int) -> Any:
-    place = f"{PREDICTORS}/{cluster}"
+def _predictor(verified: Verified, config: BundleConfig, tokens: int, device: torch.device) -> Predictor:
+    if config.backend == "token":
+        return Token(LanguageModel(_model(verified, 0, tokens + config.clusters), device), config.clusters)
+    if config.backend == "separate":
+        return Separate([LanguageModel(_model(verified, k, tokens), device) for k in range(config.clusters)])
+    place = f"{PREDICTORS}/{ADAPTERS}"
+    try:
+        adapters = Adapters.from_tensors(_model(verified, 0, tokens), _tensors(verified, place))
+    except ValueError as error:
+        raise BundleRefused(verified.root, place, str(error)) from None
+    if adapters.clusters != config.clusters:
+        what = f"adapters for {adapters.clusters} clusters, but {CONFIG} says {config.clusters}"
+        raise BundleRefused(verified.root, place, what)
+    return Separate([LanguageModel(adapters.merge(k), device) for k in range(config.clusters)])
+
+
+def _model(verified: Verified, number: int, tokens: int) -> Any:
+    place = f"{PREDICTORS}/{number}"
     weights = _tensors(verified, f"{place}/model.safetensors")
     try:
         config = msgspec.json.decode(verified.read(f"{place}/config.json"), type=dict[str, Any])
@@ -163,16 +189,20 @@ def _model(verified: Verified, cluster: int, tokens: int) -> Any:
     except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise BundleRefused(verified.root, place, str(error)) from None
     if model.config.vocab_size != tokens:
-        raise BundleRefused(
-            verified.root, place, f"the model knows {model.config.vocab_size} tokens, {VOCABULARY} has {tokens}"
-        )
+        what = f"the model knows {model.config.vocab_size} tokens, but {VOCABULARY} and the clusters need {tokens}"
+        raise BundleRefused(verified.root, place, what)
     return model
 
 
 def _head(
-    verified: Verified, outcome: Any, name: str, vocabulary: Vocabulary, weights: dict[str, torch.Tensor]
+    verified: Verified,
+    outcome: Outcome,
+    name: str,
+    vocabulary: Vocabulary,
+    weights: dict[str, torch.Tensor],
+    chains: Chains | None,
 ) -> OutcomeHead:
     tensor = weights.get(name)
     if tensor is None or tensor.shape != (len(vocabulary),):
         raise BundleRefused(verified.root, OUTCOMES, f"`{name}` is not one weight for each token of {VOCABULARY}")
-    return OutcomeHead(outcome, vocabulary.tokens(), len(vocabulary), tensor.numpy())
+    return OutcomeHead(outcome, vocabulary.tokens(), len(vocabulary), tensor.numpy(), chains)
