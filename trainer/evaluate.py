@@ -1,72 +1,91 @@
 """Judging a bundle on session files: every user's last session predicted from the ones before, beside baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyarrow.parquet as pq
 from rich.table import Table
+from rich.text import Text
 
 from models.bundle import Device, load_bundle
-from trainer.corpus import read_corpus
+from models.forecaster import Forecaster
+from trainer.contenders import Bundle, Contender, parameters_of, unfitted
+from trainer.corpus import TEST, part, read_corpus
 from trainer.errors import TrainingError
 from trainer.examples import examples
-from trainer.judging import FIGURES, Figure, Figures, figures, predict, table
+from trainer.judging import judge, outcome_pages
+from trainer.report import Report, compose, standing, write
+from trainer.reportpage import TITLES, write_page
+from trainer.rows import table
 
 PREDICTIONS = "predictions.parquet"
-REPORT = "report.json"
-
-
-class Report(msgspec.Struct, frozen=True):
-    """report.json: figures by predictor, and the bundle's less each baseline's, each a mean with a 95 % interval.
-
-    The mean of nll_per_token is pooled: all nats over all tokens.
-    """
-
-    bundle_version: str
-    bundle_digest: str
-    users: int
-    figures: Figures
-    differences: Figures
+TERMINAL = ("nll_per_token", "iou", "hr", "path_iou", "cart_auc", "purchase_auc")
+COLOURS = {"worse": "green", "better": "red", "": ""}
 
 
 def evaluate(
-    bundle: Path, sessions: Path, report: Path, device: Device = "auto", progress: Any = None, seed: int = 0
+    bundle: Path,
+    sessions: Path,
+    report: Path,
+    device: Device = "auto",
+    progress: Any = None,
+    seed: int = 0,
+    train: Path | None = None,
+    contenders: Sequence[str] = ("fast",),
+    bertscore: bool = False,
 ) -> Report:
-    """Predict each returning user's last session and write predictions.parquet and report.json into `report`.
+    """Predict each returning user's last session; write predictions.parquet, report.json and report.html.
 
-    Raises BundleRefused, and TrainingError when no user has two sessions. `progress` is a rich Progress or None.
+    With `train`, the sessions that the bundle was trained on, the fitted baselines named in `contenders` (or the groups
+    "fast" and "all") are fitted on them and stand beside it. Of a directory that is divided into train and test the
+    bundle is judged on the test, and the baselines are fitted on the rest. `progress` is a rich Progress or None.
+    Raises BundleRefused, and TrainingError when no user has two sessions or a baseline cannot be fitted.
     """
     loaded = load_bundle(bundle, device)
+    test = part(Path(sessions), TEST)
+    if test is not None:
+        train, sessions = train or sessions, test
     corpus = read_corpus(Path(sessions))
     seen = examples(corpus, corpus.returning(), loaded.router)
     if not seen:
         raise TrainingError(f"No user in {sessions} has two sessions: there is nothing to predict. Give a longer log.")
-    task = None if progress is None else progress.add_task("evaluate", total=len(seen))
-    rates = {"cart": loaded.config.cart.base_rate, "purchase": loaded.config.purchase.base_rate}
-    rows = predict(loaded, seen, rates, lambda done: None if task is None else progress.update(task, advance=done))
-    alone, against = figures(rows, seed)
-    result = Report(loaded.version, loaded.digest, len(seen), alone, against)
     report.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table(rows), report / PREDICTIONS)
-    (report / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    judged: list[Contender] = [Bundle(loaded, parameters_of(bundle)), *unfitted(loaded)]
+    if train is not None:
+        judged += _fitted(train, loaded, parameters_of(bundle), contenders, report, seed, device, progress)
+
+    def note(name: str, total: int) -> Any:
+        task = None if progress is None else progress.add_task(name, total=total)
+        return lambda done: None if task is None else progress.update(task, advance=done)
+
+    judgement = judge(judged, seen, outcome_pages(loaded), seed, bertscore, note)
+    version = loaded.version, loaded.digest
+    result = compose(judgement, judged, outcome_pages(loaded), loaded.config.clusters, version, seed)
+    pq.write_table(table(judgement.rows), report / PREDICTIONS, compression="zstd")
+    write(result, report)
+    write_page(result, judgement.rows, report)
     return result
 
 
 def render(report: Report) -> Table:
-    """The report as a rich table."""
-    shown = Table(title=f"{report.users:,} users, bundle {report.bundle_version}", caption="mean [95 % interval]")
+    """The report as a rich table that fits a terminal; report.html has the intervals."""
+    caption = f"{report.verdict.headline}\nGreen: worse than the bundle by the paired interval; red: better."
+    shown = Table(title=f"{report.users:,} users, bundle {report.bundle_version}", caption=caption)
     shown.add_column("predictor")
-    for name in FIGURES:
-        shown.add_column(name.replace("_", " "), justify="right")
+    for name in TERMINAL:
+        shown.add_column(TITLES[name], justify="right")
     for name, columns in report.figures.items():
-        shown.add_row(name, *_cells(columns))
-    for name, columns in report.differences.items():
-        shown.add_row(f"less {name}", *_cells(columns), style="dim")
+        cells = ((columns[key], standing(report, name, key)) for key in TERMINAL)
+        shown.add_row(name, *("-" if f is None else Text(f"{f.mean:.3f}", COLOURS[how]) for f, how in cells))
     return shown
 
 
-def _cells(columns: Mapping[str, Figure | None]) -> list[str]:
-    found = (columns[name] for name in FIGURES)
-    return ["-" if f is None else f"{f.mean:.3f}\n[{f.low:.3f}, {f.high:.3f}]" for f in found]
+def _fitted(
+    train: Path, loaded: Forecaster, parameters: int, names: Sequence[str], report: Path, seed: int, device: Device,
+    progress: Any,
+) -> list[Contender]:  # fmt: skip
+    from trainer.baselines import GROUPS, fit_contenders  # gradient boosting and networks, for nothing but this
+
+    chosen = dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,)))
+    return fit_contenders(train, loaded, parameters, tuple(chosen), report / "baselines", seed, device, progress)
