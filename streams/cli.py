@@ -258,15 +258,19 @@ def user_forget(user_id: str, bootstrap_servers: Servers = None, topic_prefix: P
 
 @app.command()
 def train(
-    sessions: Annotated[Path, typer.Option(help="Directory of session files (browsecast replay --sessions).")],
+    sessions: Annotated[Path, typer.Option(help="Directory of session files; with --log they are cut into it first.")],
     bundle: Annotated[Path, typer.Option(help="Directory of the bundle to write.")],
+    recipe: Annotated[Path | None, typer.Option(help="A TOML file with all that is below, and more.")] = None,
+    log: Annotated[str | None, typer.Option(help="A log to cut by the recipe into training and test first.")] = None,
+    mode: Annotated[str | None, typer.Option(metavar="behaviour|paper|kmeans", help="How clusters are found.")] = None,
+    backend: Annotated[str | None, typer.Option(metavar="separate|lora|token", help="Who predicts.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Of visitors; chosen on validation by default.")] = None,
     architecture: Annotated[str | None, typer.Option(metavar="opt|qwen2|llama", help="Kind of language model.")] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
     layers: Annotated[int | None, typer.Option(help="Depth of the model.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
     pretrained: Annotated[Path | None, typer.Option(help="Local transformers model to start from.")] = None,
     encoder: Annotated[Path | None, typer.Option(help="Local all-MiniLM-L6-v2; the installed one by default.")] = None,
-    clusters: Annotated[int | None, typer.Option(help="Clusters of visitors, a model each.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Over all sessions.")] = None,
     fine_tune_epochs: Annotated[int | None, typer.Option(help="Over each cluster's sessions.")] = None,
     batch: Annotated[int | None, typer.Option(help="Visitors in a batch.")] = None,
@@ -277,34 +281,57 @@ def train(
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     minutes: Annotated[float | None, typer.Option(help="No new step of gradient descent after this.")] = None,
 ) -> None:
-    """Train a bundle from sessions. A run that was killed goes on where it was."""
-    given = {
-        name: value for name, value in locals().items() if value is not None and name not in ("sessions", "bundle")
-    }
+    """Train a bundle from sessions. A run that was killed goes on where it was.
+
+    A directory divided into train, validation and test is used as such; in any other all sessions are for training.
+    """
+    apart = ("sessions", "bundle", "recipe", "log")
+    given = {name: value for name, value in locals().items() if value is not None and name not in ("apart", *apart)}
+    given |= {"device": device.value} if device else {}
     from streams import screens
     from trainer.fit import train as fit
-    from trainer.options import TrainOptions
+    from trainer.recipes import divide, read_recipe
 
+    chosen = read_recipe(recipe, **given)
+    if log is not None:
+        from streams import playing
+
+        rules = chosen.sessions
+        playing.replay(_settings(profile=rules.profile, gap_ms=rules.gap_ms), log, playing.MAX, sessions / "cut")
+        divided = divide(sessions / "cut", sessions, rules, chosen.options.seed)
+        typer.echo(", ".join(f"{users:,} users to {part}" for part, users in divided.items()))
     with screens.progress() as progress:
-        made = fit(sessions, bundle, TrainOptions(**given), progress)
+        made = fit(sessions, bundle, chosen.options, progress)
     typer.echo(f"bundle {made}")
 
 
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Option(help="Directory of the bundle to judge.")],
-    sessions: Annotated[Path, typer.Option(help="Session files that it was not trained on.")],
-    report: Annotated[Path, typer.Option(help="Directory of the report: report.json and predictions.parquet.")],
+    sessions: Annotated[Path, typer.Option(help="Session files that it was not trained on, or a divided directory.")],
+    report: Annotated[Path, typer.Option(help="Directory for report.html, report.json and predictions.parquet.")],
+    train: Annotated[Path | None, typer.Option(help="Sessions it was trained on, to fit the contenders.")] = None,
+    contenders: Annotated[
+        list[str] | None, typer.Option(metavar="fast|all|NAME", help="Fitted baselines beside it; repeat for several.")
+    ] = None,
+    bertscore: Annotated[bool, typer.Option("--bertscore", help="Compare paths as texts, too; takes minutes.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the resamples and the contenders.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to predict.")] = Device.auto,
 ) -> None:
-    """Judge a bundle beside its baselines on each visitor's last session."""
+    """Judge a bundle beside its baselines on each visitor's last session.
+
+    Of a directory divided into train and test the test is judged, and contenders are fitted on the rest.
+    """
     from streams import screens
     from trainer import evaluate as judging
 
+    chosen = contenders or ["fast"]
     with screens.progress() as progress:
-        found = judging.evaluate(bundle, sessions, report, device.value, progress)
+        found = judging.evaluate(
+            bundle, sessions, report, device.value, progress, seed, train, contenders=chosen, bertscore=bertscore
+        )
     screens.show(judging.render(found))
-    typer.echo(f"report {report}")
+    typer.echo(f"report {report / 'report.html'}")
 
 
 @app.command()

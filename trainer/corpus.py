@@ -1,7 +1,7 @@
 """Session files as one ordered corpus: users, their sessions in time order, their pages."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from trainer.errors import TrainingError
 
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 COLUMNS = ("user_id", "session_id", "number", "start_ms", "end_ms", "pages", "cart", "purchase")
 
 
@@ -51,12 +52,29 @@ class Corpus:
         return np.flatnonzero(np.diff(self.first) >= 2).tolist()
 
 
-def read_corpus(directory: Path) -> Corpus:
-    """All Parquet files below `directory`, or one file. Raises TrainingError when they are no sessions."""
-    table = pa.concat_tables(list(_tables(directory)))
+def part(directory: Path, name: str) -> Path | None:
+    """The part of a divided directory, `train`, `validation` or `test`: a directory or a Parquet file; None without."""
+    places = (directory / name, directory / f"{name}.parquet")
+    return next((place for place in places if place.exists()), None)
+
+
+def training_parts(directory: Path) -> tuple[Path, Path | None]:
+    """The training sessions, and those of the validation users where these are set apart.
+
+    A directory divided into train, validation and test is used as such, and the test is left alone; in any other all
+    sessions are for training.
+    """
+    train = part(directory, TRAIN)
+    return (directory, None) if train is None else (train, part(directory, VALIDATION))
+
+
+def read_corpus(*places: Path) -> Corpus:
+    """All Parquet files below the places, or files. Raises TrainingError when they are no sessions."""
+    table = pa.concat_tables([read_table(place) for place in places])
     table = table.filter(pc.greater(pc.list_value_length(table["pages"]), 0))
     if table.num_rows == 0:
-        raise TrainingError(f"{directory} holds no session with a page. Cut sessions with `replay --sessions` first.")
+        where = " and ".join(str(place) for place in places)
+        raise TrainingError(f"{where} holds no session with a page. Cut sessions with `replay --sessions` first.")
     order = pc.sort_indices(
         table, sort_keys=[("user_id", "ascending"), ("start_ms", "ascending"), ("number", "ascending")]
     )
@@ -88,10 +106,13 @@ def read_corpus(directory: Path) -> Corpus:
     )
 
 
-def split(corpus: Corpus, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation users. Validation takes `share` of those with a target, at least 20 or a third of them.
+def split(
+    corpus: Corpus, share: float, seed: int, held: Collection[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation users: those of `held` with a target, or else a share of those with a target.
 
-    Who comes first hangs on the user id alone. Raises TrainingError with fewer than two such users.
+    The share is at least 20 users or a third of them, and who comes first hangs on the user id alone. Raises
+    TrainingError with fewer than two users with a target.
     """
     returning = corpus.returning()
     if len(returning) < 2:
@@ -99,14 +120,23 @@ def split(corpus: Corpus, share: float, seed: int) -> tuple[np.ndarray, np.ndarr
             f"{len(returning)} of {len(corpus.users)} users have two sessions or more, and two such users are needed: "
             "a session is predicted from the ones before it. Give a longer stretch of the log, or a shorter gap."
         )
+    if held is not None:
+        apart = np.isin(np.array(corpus.users, dtype=object), list(held))
+        return np.flatnonzero(~apart), np.intersect1d(np.flatnonzero(apart), returning)
     count = max(round(share * len(returning)), min(20, len(returning) // 3), 1)
-    held = sorted(sorted(returning, key=lambda user: _place(f"{seed}:{corpus.users[user]}"))[:count])
-    chosen = np.isin(np.arange(len(corpus.users)), held)
+    first = sorted(sorted(returning, key=lambda user: place_of(f"{seed}:{corpus.users[user]}"))[:count])
+    chosen = np.isin(np.arange(len(corpus.users)), first)
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _place(text: str) -> bytes:
+def place_of(text: str) -> bytes:
+    """A place in an order that only the text decides."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def read_table(directory: Path) -> pa.Table:
+    """All session files below the directory, or one file, as one table. Raises TrainingError."""
+    return pa.concat_tables(list(_tables(directory)))
 
 
 def _tables(directory: Path) -> Iterator[pa.Table]:

@@ -1,17 +1,32 @@
 """What one training run is asked to do."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from models.config import Backend, Mode
 from models.language_model import ARCHITECTURES
 from trainer.errors import TrainingError
+from trainer.paper import PaperOptions
+
+# Clusters unless set; in mode "behaviour" validation chooses.
+PAPER_CLUSTERS, KMEANS_CLUSTERS = 6, 4
+
+# What mode "paper" starts from instead: the pretraining of the small model, HeTLM's Table 14.
+TABLE_14: dict[str, Any] = {
+    "epochs": 100, "batch": 32, "accumulate": 4, "lr": 1e-5, "weight_decay": 0.01, "validation_share": 0.05,
+    "context_tokens": 512,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `train`; sizes and rates that work on a CPU (hetlm_findings, section 7)."""
 
+    mode: Mode = "behaviour"  # how clusters are found: by what visitors do, as published, or by K-means on page names
+    backend: Backend | None = None  # who predicts; None: "token" with behaviour, else "separate"
+    soft: bool | None = None  # spread a visitor over the clusters; None: where validation says so
+    clusters: int | None = None  # None: chosen on validation (behaviour), 6 (paper), 4 (kmeans)
     architecture: str = "opt"  # opt, qwen2 or llama; not used with `pretrained`
     hidden_size: int = 48
     layers: int = 2
@@ -19,10 +34,13 @@ class TrainOptions:
     dropout: float = 0.0
     pretrained: Path | None = None  # local directory of a transformers model to start from
     encoder: Path | None = None  # local directory of all-MiniLM-L6-v2; None takes the installed package
-    clusters: int = 4
+    adapter_rank: int = 4  # backend "lora"
+    freeze_trunk: bool = False  # backend "lora": only the adapters learn in the fine-tuning
     epochs: int = 10  # over all sessions
-    fine_tune_epochs: int = 4  # over each cluster's sessions
+    fine_tune_epochs: int = 4  # over each cluster's sessions; with one model and tokens, that many more over all
     batch: int = 64  # users
+    accumulate: int = 1  # batches a step
+    packing: bool = True  # several users' sessions in one row, in batches of any lengths; else of similar ones
     lr: float = 3e-3
     fine_tune_lr: float = 2e-3
     weight_decay: float = 0.05
@@ -31,11 +49,12 @@ class TrainOptions:
     context_tokens: int = 512
     rollouts: int = 24
     max_pages: int = 32  # most pages of a generated session; fewer where 99 % of the sessions are shorter
-    validation_share: float = 0.08  # of the users with two sessions or more
+    validation_share: float = 0.08  # of the users with two sessions or more, where no validation users are set apart
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     minutes: float | None = None  # no new step of gradient descent after this
     checkpoint_steps: int = 100
+    paper: PaperOptions = field(default_factory=PaperOptions)  # mode "paper"
 
     def __post_init__(self) -> None:
         """Raises TrainingError for a value that cannot work."""
@@ -45,12 +64,13 @@ class TrainOptions:
             )
         least = {
             "hidden_size": 2, "layers": 1, "heads": 1, "clusters": 1, "epochs": 1, "fine_tune_epochs": 0, "batch": 1,
-            "patience": 1, "min_page_count": 1, "context_tokens": 8, "rollouts": 1, "max_pages": 1,
-            "checkpoint_steps": 1,
+            "accumulate": 1, "adapter_rank": 1, "patience": 1, "min_page_count": 1, "context_tokens": 8, "rollouts": 1,
+            "max_pages": 1, "checkpoint_steps": 1,
         }  # fmt: skip
         for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least {lowest}.")
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise TrainingError(f"{name} is {value}, but must be at least {lowest}.")
         for name, value in (("lr", self.lr), ("fine_tune_lr", self.fine_tune_lr)):
             if not 0 < value < 1:
                 raise TrainingError(f"{name} is {value}, but must lie between 0 and 1.")
@@ -60,6 +80,16 @@ class TrainOptions:
             raise TrainingError(
                 f"hidden_size {self.hidden_size} is no (even) multiple of {self.heads} heads. Change one of them."
             )
+        if self.mode == "paper" and self.backend not in (None, "separate"):
+            raise TrainingError(
+                f"mode 'paper' trains a model for each cluster, so backend {self.backend!r} has no place in it. "
+                "Take backend 'separate', or mode 'behaviour'."
+            )
+
+    @property
+    def predictors(self) -> Backend:
+        """The backend, chosen or by the mode."""
+        return self.backend or ("token" if self.mode == "behaviour" else "separate")
 
     def plain(self) -> dict[str, Any]:
         """The options as JSON values."""

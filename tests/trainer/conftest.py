@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trainer.options import TrainOptions
+from trainer.paper import PaperOptions
 
 # The machine is shared; and sums over several threads do not repeat exactly.
 torch.set_num_threads(1)
@@ -21,6 +22,15 @@ TINY: dict[str, Any] = {
     "context_tokens": 64, "rollouts": 8, "max_pages": 8, "validation_share": 0.2, "checkpoint_steps": 2,
     "device": "cpu",
 }  # fmt: skip
+
+# Every way to a bundle. The embeddings of texts come from the sentence encoder, which takes its time.
+MODES: dict[str, dict[str, Any]] = {
+    "token": {"mode": "behaviour", "backend": "token"},
+    "separate": {"mode": "behaviour", "backend": "separate"},
+    "lora": {"mode": "behaviour", "backend": "lora", "soft": True},
+    "kmeans": {"mode": "kmeans", "backend": "separate"},
+    "paper": {"mode": "paper", "paper": PaperOptions(embedding="pages", epochs=2, batch=32, predictor_lr=1e-3)},
+}
 
 
 def shop(users: int, seed: int = 0, marked: bool = True) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.routing import Router
+from models.routing import CentroidRouter
 from models.visit import recent
 from models.vocabulary import BOS, EOS
 from tests.trainer.conftest import shop, write
@@ -39,7 +39,7 @@ def test_sessions_without_a_page_are_left_out(tmp_path: Path) -> None:
 def test_an_example_is_the_past_only(sessions: Path) -> None:
     corpus = read_corpus(sessions)
     rng = np.random.default_rng(0)
-    router = Router(corpus.names, np.round(rng.normal(size=(len(corpus.names), 3)), 3), "")
+    router = CentroidRouter(corpus.names, np.round(rng.normal(size=(len(corpus.names), 3)), 3), "")
     for user in corpus.returning():
         history = [corpus.page_names(s) for s in corpus.sessions(user)]
         (example,) = examples(corpus, [user], router)

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from models.bundle import load_bundle
 from models.language_model import build
 from models.visit import Visit, recent
-from tests.trainer.conftest import TINY, shop, write
+from tests.trainer.conftest import MODES, shop, write
 from trainer.corpus import read_corpus, split
 from trainer.errors import TrainingError
 from trainer.evaluate import evaluate, render
@@ -31,32 +31,51 @@ def steps(bundle: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in ("time", "tokens_per_s")} for line in lines]
 
 
+@pytest.fixture(scope="module", params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """A way to a bundle."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def trained(sessions: Path, options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One bundle, trained without interruption."""
+def trained(mode: str, sessions: Path, options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of that mode, trained without interruption."""
     with Progress(disable=True) as progress:
-        return train(sessions, tmp_path_factory.mktemp("trained") / "bundle", options(), progress)
+        return train(sessions, tmp_path_factory.mktemp(mode) / "bundle", options(**MODES[mode]), progress)
 
 
-def test_the_bundle_is_whole(trained: Path, sessions: Path) -> None:
+FIRST_PHASE = {"token": "tokens"}
+LAST_PHASE = {"token": "tokens", "lora": "adapters", "paper": "actor-critic"}
+
+
+def test_the_bundle_is_whole(mode: str, trained: Path, sessions: Path) -> None:
     bundle = load_bundle(trained, "cpu")
     training_users, _ = split(read_corpus(sessions), 0.2, 0)
-    assert bundle.config.clusters == 2 and sum(bundle.config.cluster_users) == len(training_users)
+    assert bundle.config.mode == MODES[mode]["mode"]
+    assert bundle.config.backend == MODES[mode].get("backend", "separate")
+    assert bundle.config.clusters == 2
+    targets = [user for user in training_users if user in read_corpus(sessions).returning()]
+    assert sum(bundle.config.cluster_users) == len(targets if mode == "paper" else training_users)
     assert bundle.config.cart.pages == ["basket"] and bundle.config.purchase.pages == ["thank you"]
-    assert sorted(path.name for path in trained.parent.iterdir()) == ["bundle", "bundle.steps.jsonl"]
+    names = ["bundle", "bundle.steps.jsonl", "bundle.steps.svg"]
+    assert sorted(path.name for path in trained.parent.iterdir()) == names
     card = (trained / "README.md").read_text()
     assert card.startswith("---\n") and "own page frequencies" in card and "| bundle |" in card
     logged = steps(trained)
-    assert {line["phase"] for line in logged} >= {"pretrain", "cluster-0"}
-    losses = [line["loss"] for line in logged if "loss" in line and line["phase"] == "pretrain"]
+    first, last = FIRST_PHASE.get(mode, "pretrain"), LAST_PHASE.get(mode, "cluster-0")
+    assert {line["phase"] for line in logged} >= {first, last}
+    losses = [line["loss"] for line in logged if "loss" in line and line["phase"] == first]
     assert losses[-1] < losses[0]
 
 
-def test_killed_twice_it_ends_with_the_same_losses_and_weights(sessions: Path, trained: Path, tmp_path: Path) -> None:
+def test_killed_twice_it_ends_with_the_same_losses_and_weights(
+    mode: str, sessions: Path, trained: Path, options: Options, tmp_path: Path
+) -> None:
     # One process imports, and forks a training run for each kill; a step of the progress bar pulls the trigger.
     script = (
         "import os, signal, sys, torch\n"
         "from pathlib import Path\n"
+        "from tests.trainer.conftest import MODES, TINY\n"
         "from trainer.fit import TrainOptions, train\n"
         "torch.set_num_threads(1)\n"
         "class Killer:\n"
@@ -65,21 +84,23 @@ def test_killed_twice_it_ends_with_the_same_losses_and_weights(sessions: Path, t
         "    def update(self, task, **k):\n"
         "        self.left -= 1\n"
         "        if self.left == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "for left in (6, 4):\n"
+        "options = TrainOptions(**{**TINY, **MODES[sys.argv[3]]})\n"
+        "for left in (6, 5):\n"
         "    if os.fork() == 0:\n"
-        f"        train(Path(sys.argv[1]), Path(sys.argv[2]), TrainOptions(**{TINY!r}), Killer(left))\n"
+        "        train(Path(sys.argv[1]), Path(sys.argv[2]), options, Killer(left))\n"
         "        os._exit(3)\n"
         "    assert os.wait()[1] == signal.SIGKILL and not os.path.exists(sys.argv[2])\n"
     )
     bundle = tmp_path / "bundle"
-    subprocess.run([sys.executable, "-c", script, str(sessions), str(bundle)], check=True)
+    subprocess.run([sys.executable, "-c", script, str(sessions), str(bundle), mode], check=True)
     before = len(steps(bundle))
-    train(sessions, bundle, TrainOptions(**TINY))
+    train(sessions, bundle, options(**MODES[mode]))
     assert 0 < before < len(steps(bundle))  # it went on, and did not begin again
     assert steps(bundle) == steps(trained)
-    for k in range(2):
-        place = Path("predictors", str(k), "model.safetensors")
-        assert (bundle / place).read_bytes() == (trained / place).read_bytes()
+    weights = [path.relative_to(trained) for path in sorted(trained.rglob("*.safetensors"))]
+    assert len(weights) > 3
+    for place in weights:
+        assert (bundle / place).read_bytes() == (trained / place).read_bytes(), place
 
 
 def test_a_report_can_be_recomputed(trained: Path, sessions: Path, tmp_path: Path) -> None:
@@ -111,7 +132,7 @@ def test_a_report_can_be_recomputed(trained: Path, sessions: Path, tmp_path: Pat
             assert found[name]["low"] <= found[name]["mean"] <= found[name]["high"]
     for row in rows:
         assert row["target"] and row["tokens"] in (None, len(row["target"]) + 1)
-        assert row["cluster_p"] is None or row["cluster_p"][row["cluster"]] == 1.0
+        assert row["cluster_p"] is None or row["cluster_p"][row["cluster"]] == max(row["cluster_p"])
     for name, difference in told["differences"]["last session again"].items():
         if difference is not None:
             figures = told["figures"]

@@ -1,0 +1,93 @@
+"""Which visitors go together: found before their predictors learn, by what they do or by the names of their pages."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.chains import Chains
+from models.config import Selector as Kind
+from models.routing import ChainRouter, Router
+from models.selector import PREFIX as MLP
+from models.selector import PageMeans, Posterior, Selector, make_selector, selector_tensors
+from trainer.clusters import assign, centroids, make_costs, router_of, user_embeddings
+from trainer.material import Material
+from trainer.mixture import MixtureOptions, fit_chains, responsibilities
+from trainer.options import KMEANS_CLUSTERS
+from trainer.selectors import SelectorOptions, distil
+
+CLEARLY = 0.002  # nats a token that the learned selector must gain on the chains' own posterior
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Clusters, who routes to them, and how each training user is spread over them."""
+
+    kind: Kind
+    router: Router
+    selector: Selector
+    tensors: dict[str, np.ndarray]  # what the bundle keeps of router and selector
+    posterior: np.ndarray  # (training users, K)
+    choices: dict[str, Any]  # what validation said
+
+    @property
+    def users(self) -> list[int]:
+        """Training users in each cluster."""
+        counts: list[int] = np.bincount(self.posterior.argmax(axis=1), minlength=self.posterior.shape[1]).tolist()
+        return counts
+
+
+def by_behaviour(material: Material) -> Grouping:
+    """A mixture of Markov chains, and a selector where it routes better than the chains' own posterior."""
+    m, options = material, material.options
+    kept = m.store.finished("mixture")
+    if kept is not None:
+        tensors, choices = {name: value.numpy() for name, value in kept.items()}, m.store.told("mixture")
+        chains = Chains.from_tensors(tensors, len(m.vocabulary))
+    else:
+        tried = range(1, 9) if options.clusters is None else [options.clusters]
+        size = len(m.vocabulary)
+        task = None if m.progress is None else m.progress.add_task("clusters", total=None)
+        chains, chosen = fit_chains(
+            m.corpus, m.train_users, m.held_users, m.tokens, size, MixtureOptions(clusters=tried, seed=options.seed)
+        )
+        choices = {
+            "nll_by_clusters": {str(k): nll for k, nll in chosen.by_clusters.items()},
+            "nll_by_smoothing": {str(lam): nll for lam, nll in chosen.by_smoothing.items()},
+            "nll": chosen.nll,
+        }
+        tensors = chains.tensors()
+        if chains.clusters > 1:
+            users, held = m.train_users.tolist(), m.held_users.tolist()
+            distilled = SelectorOptions(seed=options.seed)
+            net, nll = distil(m.corpus, users, held, chains, m.tokens, m.embeddings, distilled)
+            choices["nll_by_selector"] = nll
+            if nll["mlp"] < nll["mixture"] - CLEARLY:
+                tensors |= selector_tensors(net)
+        m.store.tell("mixture", choices)
+        m.store.finish("mixture", {name: torch.tensor(value) for name, value in tensors.items()})
+        if task is not None:
+            m.progress.update(task, total=1, completed=1)
+    router = ChainRouter(m.vocabulary, chains, "")
+    kind: Kind = "mlp" if any(name.startswith(MLP) for name in tensors) else "mixture"
+    selector = make_selector(Path(), kind, chains.clusters, router, PageMeans(m.embeddings, m.tokenizer), tensors)
+    posterior = responsibilities(chains, m.corpus, m.train_users.tolist(), m.tokens)
+    return Grouping(kind, router, selector, tensors, posterior, choices)
+
+
+def by_names(material: Material) -> Grouping:
+    """K-means on mean page embeddings: what HeTLM begins with, and the baseline of clusterwise models."""
+    m, options = material, material.options
+    kept = m.store.finished("kmeans")
+    if kept is None:
+        means = user_embeddings(m.corpus, m.train_users.tolist(), m.tokens, m.embeddings)
+        centers = centroids(means, options.clusters or KMEANS_CLUSTERS, options.seed)
+        m.store.finish("kmeans", {"centroids": torch.tensor(centers)})
+    else:
+        centers = kept["centroids"].numpy()
+    costs = make_costs(m.embeddings, centers)
+    router = router_of(m.vocabulary, costs)
+    posterior = np.eye(router.clusters)[assign(m.corpus, m.train_users, router)]
+    return Grouping("kmeans", router, Posterior(router), {"costs": costs, "centroids": centers}, posterior, {})
