@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -71,6 +79,15 @@ def complain(error: Exception) -> None:
     Console(stderr=True).print(Text(f"error: {error}", "red"), soft_wrap=True)
 
 
+class TokenSpeedColumn(ProgressColumn):
+    """Tokens a second of a training phase; empty for any other work."""
+
+    def render(self, task: Task) -> Text:
+        """The task's field `tokens_per_s`."""
+        speed = task.fields.get("tokens_per_s")
+        return Text("" if speed is None else f"{speed:,.0f} tokens/s", "cyan")
+
+
 def progress() -> Progress:
     """A progress bar on standard error, shown on a terminal only."""
     console = Console(stderr=True)
@@ -78,6 +95,7 @@ def progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(show_speed=True),
+        TokenSpeedColumn(),
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -76,7 +76,7 @@ def fit_gru(
     best, best_loss, worse = model.state_dict(), math.inf, 0
     for epoch in range(plan.epochs):
         model.train()
-        for chosen in batches(lengths, plan.batch, (plan.seed, epoch)):
+        for chosen in batches(lengths, plan.batch, (plan.seed, epoch), by_length=False):
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr * schedule(step, total)
             tokens, _ = pad([rows[row] for row in chosen.tolist()], device)
