@@ -59,7 +59,7 @@ class BundleConfig(msgspec.Struct, frozen=True):
     """config.json of a bundle whose `clusters` were found by `mode`.
 
     `selector` says how a visitor is routed: by the running posterior of a mixture of Markov chains, by an MLP, or to
-    the nearest K-means centroid. `embedding` is what the MLP sees: the mean page embedding, or the text of the sessions.
+    the nearest K-means centroid. `embedding` is what the MLP sees: the mean page embedding, or the sessions as text.
     `backend` says who predicts: a model for each cluster, one model with an adapter for each, or one model that is told
     the cluster by a token. With `soft` a visitor is spread over the clusters by the posterior.
     """

@@ -130,7 +130,10 @@ class CudaGraphs:
             work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
-        replay: Callable[[], None] = graph.replay
+
+        def replay(_keeps: Callable[[], None] = work) -> None:  # the graph reads tensors that `work` owns
+            graph.replay()
+
         return replay

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-PAD, BOS, EOS, UNK = range(4)
-SPECIALS = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
+from models.specials import BOS, EOS, PAD, SPECIALS, UNK
+
+__all__ = ["BOS", "EOS", "PAD", "SPECIALS", "UNK", "Tokenizer", "Vocabulary", "presence"]
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

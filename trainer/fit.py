@@ -11,6 +11,7 @@ from models.bundle import save_bundle
 from models.config import FORMAT, KIND, BundleConfig, Decoding, Outcome
 from models.forecaster import Forecaster
 from models.outcomes import OUTCOMES, OutcomeHead
+from models.predictors import one_hot
 from models.routing import ChainRouter
 from models.selector import MLPSelector, make_embed, selector_tensors
 from trainer import ranks
@@ -27,7 +28,7 @@ from trainer.judging import judge, outcome_pages
 from trainer.material import Material, validation_users
 from trainer.options import PAPER_CLUSTERS, TrainOptions
 from trainer.paper import fit_paper
-from trainer.predictors import Trained, one_hot, pretrain, train_predictors
+from trainer.predictors import Trained, pretrain, train_predictors
 
 __all__ = ["TrainOptions", "TrainingError", "train"]
 

@@ -16,9 +16,7 @@ from trainer.clusters import assign, centroids, make_costs, router_of, user_embe
 from trainer.material import Material
 from trainer.mixture import MixtureOptions, fit_chains, responsibilities
 from trainer.options import KMEANS_CLUSTERS
-from trainer.selectors import SelectorOptions, distil
-
-CLEARLY = 0.002  # nats a token that the learned selector must gain on the chains' own posterior
+from trainer.selectors import SelectorOptions, distil, router_of_choice
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def by_behaviour(material: Material) -> Grouping:
             distilled = SelectorOptions(seed=options.seed)
             net, nll = distil(m.corpus, users, held, chains, m.tokens, m.embeddings, distilled)
             choices["nll_by_selector"] = nll
-            if nll["mlp"] < nll["mixture"] - CLEARLY:
+            if router_of_choice(nll) == "mlp":
                 tensors |= selector_tensors(net)
         m.store.tell("mixture", choices)
         m.store.finish("mixture", {name: torch.tensor(value) for name, value in tensors.items()})

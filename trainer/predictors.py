@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from models.adapters import Adapters
 from models.config import Backend
 from models.language_model import LanguageModel, build, from_pretrained
-from models.predictors import Predictor, Separate, Token
+from models.predictors import Predictor, Separate, Token, one_hot
 from trainer.descent import Judge, Phase, descend
 from trainer.errors import TrainingError
 from trainer.examples import Example
@@ -37,8 +37,9 @@ class Trained:
     adapters: Adapters | None = None
 
     def predictor(self, device: torch.device, dtype: torch.dtype | None = None) -> Predictor:
-        """The models at work, as a bundle would load them."""
-        return _predictor(self.backend, self.clusters, self.adapters or self.models, device, dtype)
+        """Copies of the models at work, as a bundle would load them: on a GPU in bf16, while these keep float32."""
+        models = copy.deepcopy(self.models) if self.adapters is None else self.adapters
+        return _predictor(self.backend, self.clusters, models, device, dtype)
 
     @property
     def parameters(self) -> int:
@@ -84,12 +85,6 @@ def new_model(options: TrainOptions, size: int) -> PreTrainedModel:
             f"{options.pretrained} has {most} positions, but context_tokens + max_pages + 1 is {positions}. Lower one."
         )
     return model
-
-
-def one_hot(clusters: Sequence[int], width: int) -> np.ndarray:
-    """(B,) clusters as (B, K)."""
-    rows: np.ndarray = np.eye(width)[list(clusters)]
-    return rows
 
 
 def _separate(material: Material, grouping: Grouping) -> Trained:

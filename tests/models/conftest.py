@@ -46,8 +46,8 @@ def write_tiny(path: Path, architecture: str = "opt", clusters: int = 2) -> Path
     costs[: len(SPECIALS)] = 0.0
     config = BundleConfig(
         kind="browsecast-bundle", format=FORMAT, created="2026-01-02T03:04:05+00:00", mode="kmeans",
-        selector="kmeans", backend="separate", architecture=architecture, clusters=clusters, cluster_users=[3] * clusters,
-        context_tokens=64, decoding=Decoding(rollouts=8, max_pages=10),
+        selector="kmeans", backend="separate", architecture=architecture, clusters=clusters,
+        cluster_users=[3] * clusters, context_tokens=64, decoding=Decoding(rollouts=8, max_pages=10),
         cart=Outcome(pages=["cart"], base_rate=0.3, threshold=0.2, own_weight=0.5),
         purchase=Outcome(pages=[], base_rate=0.1),
     )  # fmt: skip

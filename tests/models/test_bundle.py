@@ -189,8 +189,8 @@ def edit(bundle: Path, name: str, change: Callable[[dict[str, object]], object])
     [
         ("config.json", lambda c: c.update(format=99), "format 99"),
         ("config.json", lambda c: c.update(kind="cake"), "kind 'cake'"),
-        ("config.json", lambda c: c.update(backend="magic"), "backend 'magic'"),
-        ("config.json", lambda c: c.update(clusters=3), "2 clusters, but config.json says 3"),
+        ("config.json", lambda c: c.update(backend="magic"), "Invalid enum value 'magic' - at `.*backend`"),
+        ("config.json", lambda c: c.update(clusters=3), "2 clusters, but the config says 3"),
         ("config.json", lambda c: c.pop("decoding"), "decoding"),
         ("vocabulary.json", lambda v: (v["pages"].pop(), v["shares"].pop()), "rows|row"),
         ("vocabulary.json", lambda v: v["pages"].append("home"), "not a vocabulary"),
