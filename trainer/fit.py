@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from models.bundle import save_bundle
-from models.config import FORMAT, KIND, BundleConfig, Decoding, Outcome
+from models.config import FORMAT, KIND, BundleConfig, Decoding, EncoderUsed, Outcome
+from models.encoder import encoder_digest
 from models.forecaster import Forecaster
 from models.outcomes import OUTCOMES, OutcomeHead
 from models.predictors import one_hot
@@ -130,10 +131,17 @@ def _config(m: Material, grouping: Grouping, trained: Trained, outcomes: dict[st
     return BundleConfig(
         kind=KIND, format=FORMAT, created=datetime.now(UTC).isoformat(timespec="seconds"),
         mode=o.mode, selector=grouping.kind, backend=trained.backend, soft=bool(o.soft),
-        embedding=o.paper.embedding if o.mode == "paper" else "pages",
+        embedding=o.paper.embedding if o.mode == "paper" else "pages", encoder=_encoder_used(o),
         architecture=trained.models[0].config.model_type, clusters=trained.clusters, cluster_users=grouping.users,
         context_tokens=o.context_tokens, decoding=Decoding(rollouts=o.rollouts, max_pages=m.max_pages),
         cart=outcomes["cart"], purchase=outcomes["purchase"],
         library_versions={name: version(name) for name in LIBRARIES},
         training={**o.plain(), "chosen": msgspec.to_builtins(grouping.choices)},
     )  # fmt: skip
+
+
+def _encoder_used(options: TrainOptions) -> EncoderUsed | None:
+    if options.mode != "paper" or options.paper.embedding != "text":
+        return None
+    directory = None if options.encoder is None else str(options.encoder.resolve())
+    return EncoderUsed(encoder_digest(options.encoder), directory)

@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from rich.progress import Progress
 
-from models.bundle import load_bundle
+from models.bundle import BundleRefused, load_bundle
 from models.language_model import build
 from models.visit import Visit, recent
+from tests.models.test_bundle import edit
 from tests.trainer.conftest import MODES, shop, write
 from trainer.corpus import read_corpus, split
 from trainer.errors import TrainingError
 from trainer.evaluate import evaluate, render
 from trainer.fit import TrainOptions, train
+from trainer.paper import PaperOptions
 
 Options = Callable[..., TrainOptions]
 
@@ -158,6 +160,17 @@ def test_the_report_says_what_the_bundle_says_live(trained: Path, sessions: Path
         assert (row["path"], row["cluster"]) == (live.path, live.cluster)
         assert row["expected"] == [page for page, _ in live.pages]
         assert (row["cart_p"], row["purchase_p"]) == pytest.approx((live.cart, live.purchase), abs=1e-6)
+
+
+def test_a_selector_of_texts_goes_with_its_own_encoder(options: Options, tmp_path: Path) -> None:
+    paper = PaperOptions(embedding="text", selector_epochs=1, epochs=1, batch=32)
+    train(write(shop(40), tmp_path / "sessions"), tmp_path / "b", options(mode="paper", paper=paper, epochs=1))
+    bundle = load_bundle(tmp_path / "b", "cpu")
+    (row,) = bundle.posterior([Visit("s", [["home", "guitar", "drums"]])])
+    assert row.sum() == pytest.approx(1.0) and len(row) == bundle.config.clusters
+    edit(tmp_path / "b", "config.json", lambda config: config.update(encoder={"sha256": "0" * 64}))
+    with pytest.raises(BundleRefused, match="another sentence encoder"):
+        load_bundle(tmp_path / "b", "cpu")
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
