@@ -37,7 +37,6 @@ NASA_PAST_MS = HOUR_MS
 SEED = 1
 PARTITIONS = 4
 TRAINING: dict[str, Any] = {
-    "clusters": 5,
     "epochs": 10,
     "fine_tune_epochs": 2,
     "batch": 16,
