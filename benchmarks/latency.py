@@ -1,111 +1,157 @@
 """From the close of a session to its published prediction, both transactions included, at half load.
 
 `python -m benchmarks.latency --bundle DIR`. A worker with all roles gets a steady stream of clicks. An outside consumer
-that reads committed takes the time of each prediction; a session's close is the acknowledgement of the click that moved
-the watermark past it, so the figure holds everything that a shop waits for. `close_to_emit_ms` is the worker's own.
-Without `--rate` the capacity is measured first, on a log that is there already, and half of it is the load.
+that reads committed takes the time of each prediction (`benchmarks.stopwatch`), so the figure holds everything that a
+shop waits for. `close_to_emit_ms` is the worker's own. Without `--rate` the load is half of the clicks a second that
+the same worker sustains: the rate rises step by step until predictions come later and later.
 """
 
 import asyncio
 import json
 import statistics
 import time
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiokafka import AIOKafkaProducer
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from benchmarks.broker import broker, deployment, parser
-from benchmarks.load import cpu_seconds, events, publish, scratch
-from streams.clients import librdkafka
+from benchmarks.load import cpu_seconds, scratch
+from benchmarks.stopwatch import Stopwatch
+from models.visit import Visit
+from streams import ownership, tail
 from streams.settings import Settings
-from streams.wire import CLICKS, PREDICTIONS
+from streams.wire import PREDICTIONS, SESSIONS, Session
 from tests.bundle import make_bundle
 from tests.play import metric
-from tests.workers import Worker
+from tests.workers import Worker, children
 
 PARTITIONS = 4
 GAP_MS, GRACE_MS = 60_000, 10_000  # of event time: so that sessions close soon after the run begins
 ROLES = ("sessionize", "predict", "score")
-QUIET_SECONDS = 5
-ACTIVE = 500  # visitors at a time: one page in five seconds of event time each, so visits stay whole
+WARM_S = 10.0  # before anything is measured: the first sessions close after 70 s of event time
+FIRST_RATE, RATE_STEP, RATE_S, RATE_LIMIT = 800.0, 1.25, 6.0, 20_000.0
+SUSTAINED_MS = 500.0  # the last predictions of a step come no later than this, else work piles up
+MODEL_AIM_S = "0.025"
+Fleet = dict[str, Worker]  # role -> the worker that plays it
 
 
-class Closes:
-    """When each partition's watermark passed each event time, by the acknowledgements of the clicks."""
-
-    def __init__(self) -> None:
-        self._highest: dict[int, list[int]] = defaultdict(list)  # rising event times ...
-        self._at: dict[int, list[float]] = defaultdict(list)  # ... and when the broker had them
-
-    def acknowledge(self, partition: int, ts: int) -> None:
-        """The broker has a click of this event time."""
-        times = self._highest[partition]
-        if not times or ts > times[-1]:
-            times.append(ts)
-            self._at[partition].append(time.time())
-
-    def of(self, partition: int, end_ms: int) -> float | None:
-        """Epoch seconds at which a session that ended at `end_ms` was closed; None if it was not."""
-        place = bisect_right(self._highest[partition], end_ms + GAP_MS + GRACE_MS)
-        return self._at[partition][place] if place < len(self._at[partition]) else None
-
-
-class Seen:
-    """Predictions as an outside consumer that reads committed gets them."""
-
-    def __init__(self, settings: Settings) -> None:
-        options: dict[str, Any] = {
-            "group.id": f"{settings.topic_prefix}outside",
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 5,
-            "log_level": 0,
-        }
-        self._consumer = Consumer(librdkafka(settings) | options)
-        topic = settings.topic(PREDICTIONS)
-        self._consumer.assign([TopicPartition(topic, number, 0) for number in range(settings.partitions)])
-        self.predictions: list[tuple[float, int, dict[str, Any]]] = []  # when, partition, what
-
-    def read(self, seconds: float) -> None:
-        """Take in what comes within `seconds`."""
-        messages = self._consumer.consume(500, seconds)
-        now = time.time()
-        for message in messages:
-            if message.error() is None:
-                self.predictions.append((now, message.partition() or 0, json.loads(message.value() or b"{}")))
+@contextmanager
+def running(servers: str, bundle: Path, users: int, apart: bool = False) -> Iterator[tuple[Settings, Fleet, Stopwatch]]:
+    """One worker with all roles, or one a role, on topics of their own."""
+    with scratch() as name:
+        settings = deployment(
+            servers, Path(name), partitions=PARTITIONS, gap_ms=GAP_MS, grace_ms=GRACE_MS, bundle=bundle
+        )
+        plays = [(role,) for role in ROLES] if apart else [ROLES]
+        workers = [Worker(settings, Path(name) / roles[0], roles) for roles in plays]
+        try:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.wait_ready(180)
+            fleet = {role: worker for worker, roles in zip(workers, plays, strict=True) for role in roles}
+            yield settings, fleet, Stopwatch(settings, users)
+        finally:
+            for worker in workers:
+                worker.stop()
 
 
-def stream(settings: Settings, records: Iterator[tuple[bytes, bytes]], rate: float, closes: Closes, seen: Seen) -> None:
-    """Send at `rate` events a second while predictions are taken in."""
-    options: dict[str, Any] = {"enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 1}
-    sender = Producer(librdkafka(settings) | options)
-    topic, began, sent = settings.topic(CLICKS), time.monotonic(), 0
+def sustained(servers: str, bundle: Path, users: int) -> float:
+    """Clicks a second at which predictions still come in time, all roles in one worker."""
+    with running(servers, bundle, users) as (_, _, watch):
+        rate = FIRST_RATE
+        watch.run(rate, WARM_S)
+        while rate < RATE_LIMIT:
+            rate *= RATE_STEP
+            watch.run(rate, RATE_S)
+            times = [one.after_ms for one in watch.since(time.time() - RATE_S / 3) if one.after_ms is not None]
+            if not times or statistics.median(times) > SUSTAINED_MS:
+                break
+        return rate / RATE_STEP
 
-    def done(error: Any, message: Message) -> None:
-        if error is None:
-            closes.acknowledge(message.partition() or 0, json.loads(message.value() or b"{}")["ts"])
 
-    while chunk := list(islice(records, max(1, int(rate / 100)))):
-        for key, value in chunk:
-            sender.produce(topic, value, key, on_delivery=done)
-        sent += len(chunk)
-        left = 1.0
-        while left > 0:
-            sender.poll(0)
-            left = began + sent / rate - time.monotonic()
-            seen.read(max(0.0, min(0.002, left)))
-    sender.flush()
+def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int, apart: bool) -> dict[str, Any]:
+    """The steady run, and the floor on the same topics when it is over: all times in milliseconds."""
+    with running(servers, bundle, users, apart) as (settings, fleet, watch):
+        watch.run(rate, WARM_S)
+        began, before, cpu = time.time(), counts(fleet), cpu_of(fleet)
+        watch.run(rate, seconds)
+        cpu = cpu_of(fleet) - cpu
+        watch.linger(3)
+        took = {name: value - before[name] for name, value in counts(fleet).items()}
+    found = watch.since(began)
+    size = max(1, round(took["predict_sessions"] / max(1.0, took["predict_batches"])))
+    return {
+        "predictions": len(found),
+        "predictions_per_s": round(len(found) / seconds, 1),
+        "fallbacks": sum(one.prediction.fallback is not None for one in found),
+        "outside_ms": percentiles([one.after_ms for one in found if one.after_ms is not None]),
+        "close_to_emit_ms": percentiles([one.prediction.close_to_emit_ms for one in found]),
+        "model_ms": round(1000 * took["predict_seconds"] / max(1.0, took["predict_batches"]), 1),
+        "model_within_aim": round(took["predict_in_aim"] / max(1.0, took["predict_batches"]), 4),
+        "batch_sessions": size,
+        "bare_forecast_ms": percentiles(forecasts(settings, bundle, size)),
+        "bare_transaction_ms": percentiles(asyncio.run(_transactions(settings, 200))),
+        "cpu_cores": round(cpu / seconds, 2),
+        "flush_ms": {
+            role: round(1000 * took[f"{role}_flush_s"] / max(1.0, took[f"{role}_flushes"]), 1) for role in ROLES
+        },
+        "flushes_per_s": {role: round(took[f"{role}_flushes"] / seconds, 1) for role in ROLES},
+    }
+
+
+def counts(fleet: Fleet) -> dict[str, float]:
+    """What the workers have counted so far."""
+    model, batch = fleet["predict"], "browsecast_batch_seconds"
+    found = {
+        "predict_sessions": metric(model, "browsecast_batch_sessions_sum"),
+        "predict_batches": metric(model, f"{batch}_count"),
+        "predict_seconds": metric(model, f"{batch}_sum"),
+        "predict_in_aim": metric(model, f"{batch}_bucket", le=MODEL_AIM_S),
+    }
+    for role, worker in fleet.items():
+        found[f"{role}_flushes"] = metric(worker, "browsecast_flush_seconds_count", role=role)
+        found[f"{role}_flush_s"] = metric(worker, "browsecast_flush_seconds_sum", role=role)
+    return found
+
+
+def cpu_of(fleet: Fleet) -> float:
+    """CPU seconds of the workers and their models so far."""
+    workers = {worker.process.pid for worker in fleet.values()}
+    return sum(cpu_seconds(pid) for worker in workers for pid in (worker, *children(worker)))
+
+
+def forecasts(settings: Settings, bundle: Path, size: int) -> list[float]:
+    """The ceiling: the same micro-batches in the model, in this process and with nothing beside it."""
+    from models.bundle import load_bundle, use_threads
+
+    use_threads(1)
+    model = load_bundle(bundle, settings.device)
+    sessions = (
+        msgspec.json.decode(message.value(), type=Session)
+        for message in tail.until_end(settings, settings.topic(SESSIONS))
+        if message.value() is not None
+    )
+    visits = [Visit(one.session_id, [*one.context.history, one.pages]) for one in islice(sessions, 300 * size)]
+    times = []
+    for start in range(0, len(visits), size):
+        began = time.perf_counter()
+        model.forecast(visits[start : start + size])
+        times.append(1000 * (time.perf_counter() - began))
+    return times[1:]  # the first sets up what the others use
 
 
 async def _transactions(settings: Settings, count: int) -> list[float]:
+    """The floor: transactions with nothing beside them, as the engine makes them."""
     sender = AIOKafkaProducer(
-        bootstrap_servers=settings.bootstrap_servers, transactional_id=f"{settings.topic_prefix}bare"
+        bootstrap_servers=settings.bootstrap_servers,
+        transactional_id=f"{settings.topic_prefix}bare",
+        max_batch_size=ownership.BATCH_BYTES,
     )
     await sender.start()
     times = []
@@ -113,8 +159,10 @@ async def _transactions(settings: Settings, count: int) -> list[float]:
         for _ in range(count):
             began = time.perf_counter()
             async with sender.transaction():
-                for _ in range(20):
-                    await sender.send(settings.topic(PREDICTIONS), b"{}", partition=0)
+                for topic in (settings.topic(PREDICTIONS), settings.changelog("predict")):
+                    batch = sender.create_batch()
+                    batch.append(key=b"k", value=bytes(500), timestamp=None)
+                    await (await sender.send_batch(batch, topic, partition=0))
             times.append(1000 * (time.perf_counter() - began))
     finally:
         await sender.stop()
@@ -123,111 +171,39 @@ async def _transactions(settings: Settings, count: int) -> list[float]:
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """p50 and p99 in the unit of the values."""
+    if len(values) < 2:
+        raise RuntimeError("nothing was measured: did predictions come? A longer --seconds or a higher --rate helps")
     cuts = statistics.quantiles(values, n=100)
     return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
-
-
-def capacity(servers: str, bundle: Path, count: int, users: int) -> float:
-    """Events a second of a log that is there already, from the moment the worker serves to the last prediction."""
-    with scratch() as name:
-        settings = _deployment(servers, Path(name), bundle)
-        publish(settings, events(count, users, active=ACTIVE))
-        worker, seen = Worker(settings, Path(name) / "w", ROLES), Seen(settings)
-        worker.start()
-        try:
-            worker.wait_ready(180)
-            began = time.time()
-            while not seen.predictions or time.time() - seen.predictions[-1][0] < QUIET_SECONDS:
-                seen.read(0.2)
-                if not seen.predictions and time.time() - began > 120:
-                    raise RuntimeError(f"no prediction came:\n{worker.tail()}")
-        finally:
-            worker.stop()
-        return count / (seen.predictions[-1][0] - began)
-
-
-def at_load(servers: str, bundle: Path, rate: float, seconds: float, users: int, apart: bool) -> dict[str, Any]:
-    """The steady run: latencies of the predictions of its second half, in milliseconds."""
-    with scratch() as name:
-        settings = _deployment(servers, Path(name), bundle)
-        seen, closes, plays = Seen(settings), Closes(), [(role,) for role in ROLES] if apart else [ROLES]
-        workers = [Worker(settings, Path(name) / roles[0], roles) for roles in plays]
-        of = {role: worker for worker, roles in zip(workers, plays, strict=True) for role in roles}
-        for worker in workers:
-            worker.start()
-        try:
-            for worker in workers:
-                worker.wait_ready(180)
-            began = time.time()
-            stream(settings, events(int(rate * seconds), users, active=ACTIVE), rate, closes, seen)
-            end = time.time() + 3
-            while time.time() < end:
-                seen.read(0.1)
-            cpu = sum(cpu_seconds(worker.process.pid) for worker in workers)
-            inside = {
-                "batch_sessions": mean(of["predict"], "browsecast_batch_sessions"),
-                "batch_ms": 1000 * mean(of["predict"], "browsecast_batch_seconds"),
-                **{f"{role}_flush_ms": 1000 * mean(of[role], "browsecast_flush_seconds", role) for role in ROLES},
-                **{f"{role}_flushes": metric(of[role], "browsecast_flush_seconds_count", role=role) for role in ROLES},
-                **{f"{role}_lag": metric(of[role], "browsecast_lag_records", role=role) for role in ROLES},
-            }
-        finally:
-            for worker in workers:
-                worker.stop()
-        bare = asyncio.run(_transactions(settings, 200))
-    late = [(at, partition, one) for at, partition, one in seen.predictions if at > began + seconds / 2]
-    outside = [
-        1000 * (at - closed) for at, n, one in late if (closed := closes.of(n, one["session_end_ms"])) is not None
-    ]
-    return {
-        "predictions": len(outside),
-        "predictions_per_s": round(len(seen.predictions) / seconds, 1),
-        "fallbacks": sum(one["fallback"] is not None for _, _, one in late),
-        "outside_ms": percentiles(outside),
-        "close_to_emit_ms": percentiles([one["close_to_emit_ms"] for _, _, one in late]),
-        "bare_transaction_ms": percentiles(bare),
-        "cpu_s": round(cpu, 1),
-        "means": {name: round(value, 1) for name, value in inside.items()},
-    }
-
-
-def mean(worker: Worker, name: str, role: str | None = None) -> float:
-    """Mean of a histogram that the worker shows."""
-    labels = {} if role is None else {"role": role}
-    return metric(worker, f"{name}_sum", **labels) / max(1.0, metric(worker, f"{name}_count", **labels))
-
-
-def _deployment(servers: str, directory: Path, bundle: Path) -> Settings:
-    return deployment(servers, directory, partitions=PARTITIONS, gap_ms=GAP_MS, grace_ms=GRACE_MS, bundle=bundle)
 
 
 def main() -> None:
     """Print the table, then one JSON line."""
     arguments = parser(__doc__)
     arguments.add_argument("--bundle", type=Path, help="a model bundle; without it a tiny one is trained")
-    arguments.add_argument("--rate", type=float, help="events a second; half of what the worker can do unless given")
+    arguments.add_argument("--rate", type=float, help="clicks a second; half of what the worker sustains unless given")
     arguments.add_argument("--seconds", type=float, default=60)
     arguments.add_argument("--users", type=int, default=20_000)
-    arguments.add_argument("--events", type=int, default=30_000, help="events of the run that measures the capacity")
     arguments.add_argument("--apart", action="store_true", help="each role in a worker of its own")
     given = arguments.parse_args()
     with broker(given.bootstrap_servers) as servers, scratch() as name:
         bundle = given.bundle or make_bundle(Path(name))
-        most = None if given.rate else capacity(servers, bundle, given.events, given.users)
+        most = None if given.rate else sustained(servers, bundle, given.users)
         rate = given.rate or (most or 0) / 2
         found = at_load(servers, bundle, rate, given.seconds, given.users, given.apart)
-    print(f"load of {rate:,.0f} events/s" + (f", half of {most:,.0f}" if most else ""))
-    print(
-        f"{found['predictions']:,} predictions, {found['predictions_per_s']} a second\n{'ms':44} {'p50':>8} {'p99':>8}"
-    )
+    print(f"load of {rate:,.0f} clicks/s" + (f", half of the {most:,.0f} that one worker sustains" if most else ""))
+    print(f"{found['predictions']:,} predictions, {found['predictions_per_s']} a second")
+    print(f"{'ms':56} {'p50':>8} {'p99':>8}")
     for title, key in (
-        ("a bare transaction of 20 records (floor)", "bare_transaction_ms"),
         ("close to published prediction, outside", "outside_ms"),
         ("close to emission, the worker's own figure", "close_to_emit_ms"),
+        (f"floor: a micro-batch of {found['batch_sessions']} in the model alone", "bare_forecast_ms"),
+        ("floor: a transaction of two records alone", "bare_transaction_ms"),
     ):
-        print(f"{title:44} {found[key]['p50']:>8} {found[key]['p99']:>8}")
-    print("means: " + ", ".join(f"{name} {value}" for name, value in found["means"].items()))
-    print(json.dumps({"benchmark": "latency", "events_per_s": round(rate), "capacity_events_per_s": most, **found}))
+        print(f"{title:56} {found[key]['p50']:>8} {found[key]['p99']:>8}")
+    print(f"model: {found['model_ms']} ms a micro-batch, {found['model_within_aim']:.1%} of them within 25 ms")
+    print(f"transactions, ms: {found['flush_ms']}, a second: {found['flushes_per_s']}; {found['cpu_cores']} cores")
+    print(json.dumps({"benchmark": "latency", "clicks_per_s": round(rate), "sustained_clicks_per_s": most, **found}))
 
 
 if __name__ == "__main__":

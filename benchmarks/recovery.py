@@ -5,10 +5,9 @@ import json
 import time
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
 from benchmarks.broker import broker, deployment, parser
 from benchmarks.load import GAP_MS, GRACE_MS, cpu_seconds, scratch, seed_state
+from streams.changelog import open_changelog
 from streams.settings import Settings
 from tests.play import metric
 from tests.workers import Worker
@@ -17,26 +16,16 @@ PARTITIONS = 8
 
 
 async def _read(settings: Settings, users: int) -> float:
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.bootstrap_servers,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
-        max_partition_fetch_bytes=8 << 20,
-    )
-    await consumer.start()
-    try:
-        consumer.assign([TopicPartition(settings.changelog("sessionize"), n) for n in range(settings.partitions)])
-        await consumer.seek_to_beginning()
+    with open_changelog(settings, settings.changelog("sessionize")) as reader:
+        reader.start(await reader.beginnings(range(settings.partitions)))
         began, seen = time.monotonic(), 0
         while seen < users:
-            seen += sum(map(len, (await consumer.getmany(timeout_ms=1000)).values()))
+            seen += sum(len(part.records) for part in (await reader.take()).values())
         return time.monotonic() - began
-    finally:
-        await consumer.stop()
 
 
 def bare_read(settings: Settings, users: int) -> float:
-    """The ceiling: seconds that the engine's client takes to read the same changelog and do nothing with it."""
+    """The ceiling: seconds that the engine's reader takes to read the same changelog and do nothing with it."""
     return asyncio.run(_read(settings, users))
 
 
@@ -72,7 +61,7 @@ def main() -> None:
         same_disk = restart(settings, directory / "w")
     rate = empty_disk["records"] / empty_disk["restore_s"]
     print(f"changelog of {given.users:,} users, {size:,} bytes each, {PARTITIONS} partitions")
-    print(f"bare read by the same client (ceiling)  {given.users / ceiling:>12,.0f} records/s")
+    print(f"bare read by the same reader (ceiling)  {given.users / ceiling:>12,.0f} records/s")
     print(f"restore into RocksDB, state taken up    {rate:>12,.0f} records/s in {empty_disk['restore_s']:.2f} s")
     print(f"start to ready with an empty disk       {empty_disk['ready_s']:>12.1f} s")
     print(f"start to ready with the disk kept       {same_disk['ready_s']:>12.1f} s")

@@ -264,7 +264,7 @@ def train(
     log: Annotated[str | None, typer.Option(help="A log to cut by the recipe into training and test first.")] = None,
     mode: Annotated[str | None, typer.Option(metavar="behaviour|paper|kmeans", help="How clusters are found.")] = None,
     backend: Annotated[str | None, typer.Option(metavar="separate|lora|token", help="Who predicts.")] = None,
-    clusters: Annotated[int | None, typer.Option(help="Of visitors; chosen on validation by default.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Of visitors; in behaviour validation chooses.")] = None,
     architecture: Annotated[str | None, typer.Option(metavar="opt|qwen2|llama", help="Kind of language model.")] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
     layers: Annotated[int | None, typer.Option(help="Depth of the model.")] = None,

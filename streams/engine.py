@@ -41,8 +41,18 @@ class Partition:
 
     def __init__(self, number: int, store: Store, shard: Shard, positions: dict[str, int]) -> None:
         self.number, self.store, self.shard, self.positions = number, store, shard, positions
-        self.moved = False
+        self.moved = False  # since the group's offset was committed
+        self.due = False  # for a transaction even if nothing is urgent
+        self.flushing: asyncio.Task[None] | None = None
         self.fed_ms = time.time() * 1000
+
+    def busy(self) -> bool:
+        """Whether a transaction is under way; raises what the last one failed of."""
+        if self.flushing is None or not self.flushing.done():
+            return self.flushing is not None
+        done, self.flushing = self.flushing, None
+        done.result()
+        return False
 
 
 class Engine(Ownership):
@@ -61,7 +71,6 @@ class Engine(Ownership):
         self._leaving = False
         self._inbox = Inbox(role.batch_records)
         self._lock = asyncio.Lock()
-        self._flushing: asyncio.Task[None] | None = None
         self._unflushed = 0
         self._flushed_at = time.monotonic()
         self._epoch = 0
@@ -223,48 +232,58 @@ class Engine(Ownership):
     # ------------------------------------------------------------ the transaction
 
     async def _maybe_flush(self) -> None:
-        aged = (time.monotonic() - self._flushed_at) * 1000 >= self.settings.flush_ms
-        idle = self.role.is_slow or not self._inbox.size  # in a backlog, larger transactions are cheaper
-        urgent = idle and any(partition.shard.urgent() for partition in self.partitions.values())
-        everything = self._unflushed >= self.settings.flush_events or aged
-        if not (everything or urgent):
-            return
-        running = self._flushing
-        if running is not None:
-            if running.done() or self._unflushed >= self.settings.flush_events:
-                await asyncio.shield(running)  # whoever ends us may not tear a transaction
-            else:
-                return  # it is under way; what came since goes with the next
-        self._flushing = asyncio.create_task(self._flush(everything))
-        await asyncio.sleep(0)
-
-    async def _flush_now(self) -> None:
-        """Finish the flush under way, then one more; never after a failed one, whose outputs are lost."""
-        if self._flushing is not None:
-            await asyncio.shield(self._flushing)
-            self._flushing = None
-        await self._flush(everything=True)
-
-    async def _flush(self, everything: bool) -> None:
-        """Commit the partitions that moved, or only those with something to publish: the others can wait."""
+        """Begin the transactions that are due, one partition apart from the other."""
         if self.failed:
             return
-        started = time.monotonic()
-        if everything:
-            self._flushed_at, self._unflushed = started, 0
-        work = []
+        full = self._unflushed >= self.settings.flush_events
+        if full:
+            await self._settle()  # no more than this waits in memory
+        if full or (time.monotonic() - self._flushed_at) * 1000 >= self.settings.flush_ms:
+            self._all_due()
+        idle = self.role.is_slow or not self._inbox.size  # in a backlog, larger transactions are cheaper
         for partition in self.partitions.values():
-            if partition.shard.urgent() or (everything and partition.moved):
-                outputs, changes = partition.shard.take()
-                changes.append((POSITION_KEY, msgspec.msgpack.encode(partition.positions)))
-                # The state has the position; the group's offset is for lag tools, and two requests that can wait.
-                offsets = dict(partition.positions) if everything else {}
-                partition.moved = partition.moved and not everything
-                work.append((partition, outputs, changes, offsets))
-        if not work:
-            return
+            if (partition.due or (idle and partition.shard.urgent())) and not partition.busy():
+                self._begin(partition)
+
+    async def _flush_now(self) -> None:
+        """Finish what is under way, then one more of each partition; never after a failure: its outputs are lost."""
+        await self._settle()
+        if not self.failed:
+            self._all_due()
+            for partition in self.partitions.values():
+                if partition.due or partition.shard.urgent():
+                    self._begin(partition)
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Wait for the transactions under way; raises what one failed of."""
+        running = [one.flushing for one in self.partitions.values() if one.flushing is not None]
+        if running:
+            await asyncio.wait(running)  # unlike gather, this tears no transaction when it is cancelled itself
+        for partition in self.partitions.values():
+            partition.busy()
+
+    def _all_due(self) -> None:
+        self._flushed_at, self._unflushed = time.monotonic(), 0
+        for partition in self.partitions.values():
+            partition.due = partition.due or partition.moved
+
+    def _begin(self, partition: Partition) -> None:
+        """Take all from the partition at once, here, where no work is half done; the rest runs beside the next work."""
+        outputs, changes = partition.shard.take()
+        changes.append((POSITION_KEY, msgspec.msgpack.encode(partition.positions)))
+        # The state has the position; the group's offset is for lag tools, and two requests that can wait.
+        offsets = dict(partition.positions) if partition.due else {}
+        if partition.due:
+            partition.due = partition.moved = False
+        partition.flushing = asyncio.create_task(self._flush(partition, outputs, changes, offsets))
+
+    async def _flush(
+        self, partition: Partition, outputs: list[Output], changes: Changes, offsets: dict[str, int]
+    ) -> None:
+        started = time.monotonic()
         try:
-            await asyncio.gather(*(self._commit(*item) for item in work))
+            await self._commit(partition, outputs, changes, offsets)
         except Exception as error:
             self.fail(_unwritable(self.role.name, error))
             raise

@@ -7,17 +7,17 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.producer import sender
 
 from streams import clients
+from streams.changelog import ChangelogReader, open_changelog
 from streams.settings import Settings
 from streams.store import Store
 
 OWNER_KEY = b"\x00owner"
 BATCH_BYTES = 900_000
 REQUEST_BYTES = 32 << 20
-WRITE_RECORDS = 5_000
 
 # A transaction that begins while the last one's markers are still being written is asked to come back; aiokafka waits
 # 20 ms for that, which is most of a short transaction.
@@ -67,41 +67,24 @@ class Ownership:
         """Bring each local store to its owner record with a consumer of our own; Faust's loses records."""
         if not numbers:
             return 0
-        consumer = AIOKafkaConsumer(
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=100,
-            max_partition_fetch_bytes=8 << 20,
-            **clients.aiokafka(self.settings),
-        )
-        await consumer.start()
-        try:
-            return await self._read_changelog(consumer, numbers, is_valid)
-        finally:
-            await consumer.stop()
+        with open_changelog(self.settings, self.changelog) as reader:
+            return await self._read_changelog(reader, numbers, is_valid)
 
-    async def _read_changelog(
-        self, consumer: AIOKafkaConsumer, numbers: list[int], is_valid: Callable[[], bool]
-    ) -> int:
-        behind = {TopicPartition(self.changelog, number) for number in numbers}
-        consumer.assign(list(behind))
-        beginnings = await consumer.beginning_offsets(list(behind))
-        for tp in behind:
-            consumer.seek(tp, self._resume_at(tp.partition, beginnings[tp]))
+    async def _read_changelog(self, reader: ChangelogReader, numbers: list[int], is_valid: Callable[[], bool]) -> int:
+        beginnings = await reader.beginnings(numbers)
+        start = {number: self._resume_at(number, beginnings[number]) for number in numbers}
+        behind = {number for number in numbers if start[number] <= self._owner_offsets[number]}
+        reader.start({number: start[number] for number in behind})
         restored = 0
         while behind and is_valid():
-            for tp, records in (await consumer.getmany(*behind, timeout_ms=200)).items():
-                restored += len(records)
-                for start in range(0, len(records), WRITE_RECORDS):
-                    part = records[start : start + WRITE_RECORDS]
-                    self._stores[tp.partition].write(
-                        ((r.key, r.value) for r in part if r.key != OWNER_KEY), part[-1].offset
-                    )
-                    await asyncio.sleep(0)
-            for tp in list(behind):
-                if await consumer.position(tp) > self._owner_offsets[tp.partition]:
-                    behind.discard(tp)
+            for number, part in (await reader.take()).items():
+                restored += len(part.records)
+                self._stores[number].write(
+                    (record for record in part.records if record[0] != OWNER_KEY), part.position - 1
+                )
+                if part.position > self._owner_offsets[number]:
+                    behind.discard(number)
+                await asyncio.sleep(0)
         return restored
 
     def _resume_at(self, number: int, beginning: int) -> int:

@@ -1,99 +1,34 @@
 """The role `predict`: closed sessions in, predictions out, in micro-batches; the loop never waits for the model."""
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 import msgspec
-import structlog
 from aiokafka import ConsumerRecord
 
-from models.visit import Forecast, Visit
+from models.visit import Visit
 from streams import wire
+from streams.forecasting import Answer, Answered, Loaded
 from streams.metrics import Metrics
 from streams.roles import Changes, Output, refused
 from streams.settings import Settings
 from streams.store import Store
 
-log = structlog.get_logger()
-
 _encode = msgspec.json.Encoder().encode
 _decode_session = msgspec.json.Decoder(wire.Session).decode
 
 
-class Model(Protocol):
-    """What predicts: a bundle."""
-
-    version: str
-    digest: str
+class Predictor(Protocol):
+    """What answers, in this process or another; it does not hold up the event loop."""
 
     @property
-    def router_digest(self) -> str:
-        """Whose running routing sums it can use."""
+    def loaded(self) -> Loaded:
+        """Which bundle it is."""
 
-    def forecast(self, visits: Sequence[Visit]) -> list[Forecast]:
-        """What the next session of each visit should look like."""
-
-    def fallback(self, visits: Sequence[Visit]) -> list[Forecast]:
-        """The same from frequencies alone; cannot fail."""
-
-
-class Answer(NamedTuple):
-    """A forecast, and why the model did not make it (None when it did)."""
-
-    forecast: Forecast
-    fallback: str | None
-
-
-class Forecasting:
-    """Asks the model: splits a batch that does not fit the memory, tries again, falls back; never raises."""
-
-    def __init__(
-        self, model: Model, is_out_of_memory: Callable[[BaseException], bool], retries: int, metrics: Metrics
-    ) -> None:
-        self.model = model
-        self._is_out_of_memory, self._retries, self._metrics = is_out_of_memory, retries, metrics
-
-    def answer(self, visits: Sequence[Visit]) -> list[Answer]:
+    async def answer(self, visits: Sequence[Visit]) -> Answered:
         """One answer for each visit, in order."""
-        if not visits:
-            return []
-        try:
-            return [Answer(forecast, None) for forecast in self._ask(visits)]
-        except Exception as error:
-            if self._is_out_of_memory(error):
-                self._metrics.model_failures.labels("memory").inc()
-                if len(visits) > 1:
-                    middle = len(visits) // 2
-                    return self.answer(visits[:middle]) + self.answer(visits[middle:])
-                reason = "out_of_memory"
-            else:
-                reason = f"model_failed: {type(error).__name__}"
-            log.error("the model failed, answering with frequencies", sessions=len(visits), error=repr(error)[:500])
-            return [Answer(forecast, reason) for forecast in self.model.fallback(visits)]
-
-    def _ask(self, visits: Sequence[Visit]) -> list[Forecast]:
-        for attempt in range(self._retries + 1):
-            try:
-                forecasts = self.model.forecast(visits)
-                if len(forecasts) != len(visits):
-                    raise RuntimeError(f"{len(forecasts)} forecasts for {len(visits)} visits")
-                if not all(map(_is_sound, forecasts)):
-                    raise ValueError("a forecast holds a number that is no probability")
-                return forecasts
-            except Exception as error:
-                if self._is_out_of_memory(error) or attempt == self._retries:
-                    raise
-                self._metrics.model_failures.labels("error").inc()
-        raise AssertionError("unreachable")
-
-
-def _is_sound(forecast: Forecast) -> bool:
-    """NaN would be published as null, and no reader could take the record."""
-    return all(0.0 <= p <= 1.0 for p in (forecast.cart, forecast.purchase, *(p for _, p in forecast.pages)))
 
 
 class PredictShard:
@@ -132,41 +67,38 @@ class Predict:
     is_slow = True
     inputs = (wire.SESSIONS,)
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, model: Model, is_out_of_memory: Callable[[BaseException], bool]
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, predictor: Predictor) -> None:
         self.settings = settings
         self.batch_records, self.batch_ms = settings.batch_sessions, settings.batch_ms
-        self._forecasting = Forecasting(model, is_out_of_memory, settings.model_retries, metrics)
-        self._metrics = metrics
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        metrics.model_loaded.labels(model.version, model.digest).set(1)
+        self._predictor, self._model, self._metrics = predictor, predictor.loaded, metrics
+        metrics.model_loaded.labels(self._model.version, self._model.digest).set(1)
 
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> PredictShard:
         """A fresh shard."""
         return PredictShard()
 
     async def work(self, batch: Sequence[tuple[PredictShard, str, list[ConsumerRecord]]]) -> None:
-        """Predict in micro-batches over all partitions, in a thread of its own."""
+        """Predict in micro-batches over all partitions."""
         jobs = [job for shard, _, records in batch for record in records for job in _jobs(shard, record)]
         size = self.settings.batch_sessions
         for start in range(0, len(jobs), size):
             await self._answer(jobs[start : start + size])
 
     async def _answer(self, jobs: list[_Job]) -> None:
-        router = self._forecasting.model.router_digest
-        visits = [_visit(job.session, router) for job in jobs if job.session is not None]
+        visits = [_visit(job.session, self._model.router_digest) for job in jobs if job.session is not None]
         started = time.monotonic()
-        answers = iter(await asyncio.get_running_loop().run_in_executor(self._thread, self._forecasting.answer, visits))
+        answered = await self._predictor.answer(visits) if visits else Answered([])
         self._metrics.batch_seconds.observe(time.monotonic() - started)
         self._metrics.batch_sessions.observe(len(visits))
-        now = time.time() * 1000
+        for kind, count in answered.failures.items():
+            self._metrics.model_failures.labels(kind).inc(count)
+        answers, now = iter(answered.answers), time.time() * 1000
         for job in jobs:
             value = None if job.session is None else self._publish(job, job.session, next(answers), now)
             job.shard.outputs.append(Output(wire.PREDICTIONS, job.key, value, int(now)))
 
     def _publish(self, job: _Job, session: wire.Session, answer: Answer, now: float) -> bytes:
-        model, forecast = self._forecasting.model, answer.forecast
+        model, forecast = self._model, answer.forecast
         took_ms = max(0.0, now - job.closed_ms)
         self._metrics.close_to_prediction.observe(took_ms)
         self._metrics.predictions.labels(model.version, (answer.fallback or "none").split(":")[0]).inc()

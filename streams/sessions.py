@@ -334,5 +334,7 @@ def _route(user: User, visit: Visit, history: list[list[str]], router: Any) -> R
     if known is not None and known.digest == router.digest:
         sums, count = router.add(known.sums, known.count, visit.pages)
     else:
-        sums, count = router.add(None, 0, [page for pages in [*history, visit.pages] for page in pages])
+        sums, count = None, 0
+        for pages in (*history, visit.pages):
+            sums, count = router.add(sums, count, pages)
     return Routing(router.digest, sums, count)

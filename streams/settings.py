@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     model_threads: int = Field(0, ge=0, description="CPU threads of the model; 0: all cores but one")
     batch_sessions: int = Field(64, ge=1, description="most sessions in a micro-batch")
-    batch_ms: int = Field(5, ge=0, description="a micro-batch waits so long for more sessions")
+    batch_ms: int = Field(2, ge=0, description="a micro-batch waits so long for more sessions")
     model_retries: int = Field(1, ge=0, description="a failing model is tried again so often")
 
     # Worker

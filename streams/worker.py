@@ -21,6 +21,7 @@ from streams.engine import Engine
 from streams.errors import BrowsecastError, Stalled, StateUnusable, StateUnwritable, UsageError
 from streams.health import Health
 from streams.metrics import Metrics
+from streams.modelprocess import ModelProcess
 from streams.profiles import SiteProfile, with_gap
 from streams.roles import Role
 from streams.settings import Settings
@@ -40,9 +41,11 @@ def run(settings: Settings, roles: Sequence[str]) -> None:
     logging.getLogger("streams.transport").setLevel(logging.WARNING)  # the narration of Faust services
     gc.set_threshold(*GC_THRESHOLD)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())  # for the threads of the consumers, too
+        with asyncio.Runner() as runner:
             runner.run(Worker(settings, roles).run())
     finally:
+        asyncio.set_event_loop_policy(None)
         gc.unfreeze()
 
 
@@ -59,6 +62,7 @@ class Worker:
         self._progress: dict[str, tuple[int, float]] = {}
         self._waiting_for: str | None = "the broker"
         self._locks: list[IO[str]] = []  # held until the process ends
+        self._model: ModelProcess | None = None
 
     async def run(self) -> None:
         """Start, work, and leave; the first error is raised when all is put away."""
@@ -75,6 +79,8 @@ class Worker:
             await self._ended.wait()
         finally:
             await self._leave(tasks)
+            if self._model is not None:
+                await self._model.close()
             await health.stop()
         if self._error is not None:
             raise self._error
@@ -98,48 +104,43 @@ class Worker:
         await _in_daemon_thread(topics.require, self.settings, self._roles)
         self._waiting_for = "the models"
         self._locks = [_lock_state(self.settings.state_dir, self.settings.application(role)) for role in self._roles]
-        for role in await _in_daemon_thread(self._make_roles):
+        for role in await self._make_roles():
             engine = Engine(self.settings, role, self.metrics, self.fail)
             engine.app = make_app(engine, engine.group, list(engine.topics))
             self._engines.append(engine)
             self._apps.append(engine.app)
         self._waiting_for = None
 
-    def _make_roles(self) -> list[Role]:
-        roles: dict[str, Role] = {}
-        bundle = self.settings.bundle
-        if "sessionize" in self._roles:
-            from streams.sessionize import Sessionize
+    async def _make_roles(self) -> list[Role]:
+        make = {"sessionize": self._make_sessionize, "predict": self._make_predict, "score": self._make_score}
+        return [await make[name]() for name in make if name in self._roles]
 
-            router = None
-            if bundle is not None:
-                from models.routing import load_router
+    async def _make_sessionize(self) -> Role:
+        from streams.sessionize import Sessionize
 
-                router = load_router(bundle)
-            roles["sessionize"] = Sessionize(self.settings, self.metrics, router)
-        if "predict" in self._roles:
-            roles["predict"] = self._make_predict()
-        if "score" in self._roles:
-            from streams.score import Scoring
+        router = None
+        if self.settings.bundle is not None:
+            from models.routing import load_router
 
-            roles["score"] = Scoring(self.settings, self.metrics)
-        return list(roles.values())
+            router = await _in_daemon_thread(load_router, self.settings.bundle)
+        return Sessionize(self.settings, self.metrics, router)
 
-    def _make_predict(self) -> Role:
+    async def _make_predict(self) -> Role:
         if self.settings.bundle is None:
             raise UsageError(
                 "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (see `browsecast train`), "
                 "or leave the role out: browsecast worker --role sessionize --role score"
             )
-        from models.bundle import is_out_of_memory, load_bundle, use_threads
-        from models.visit import Visit
         from streams.predict import Predict
 
-        use_threads(self.settings.model_threads or max(1, (os.cpu_count() or 1) - 1))
-        model = load_bundle(self.settings.bundle, self.settings.device)
-        model.forecast([Visit("warm-up", [["/"]])])  # the first forecast sets up what all later ones use
-        log.info("bundle loaded", version=model.version, digest=model.digest)
-        return Predict(self.settings, self.metrics, model, is_out_of_memory)
+        self._model = ModelProcess(self.settings, self.settings.bundle)
+        await self._model.start()
+        return Predict(self.settings, self.metrics, self._model)
+
+    async def _make_score(self) -> Role:
+        from streams.score import Scoring
+
+        return Scoring(self.settings, self.metrics)
 
     async def _start(self) -> list[asyncio.Task[None]]:
         gc.collect()

@@ -78,6 +78,11 @@ class Worker:
         if wipe:
             shutil.rmtree(self.settings.state_dir, ignore_errors=True)
 
+    def kill_model(self) -> None:
+        """SIGKILL to the process of its model."""
+        (model,) = children(self.process.pid)
+        os.kill(model, signal.SIGKILL)
+
     def freeze(self) -> None:
         """SIGSTOP: the process sleeps and knows nothing of it."""
         self._signal(signal.SIGSTOP)
@@ -155,6 +160,20 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         for worker in self.workers:
             worker.stop()
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that still run."""
+    lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for line in lists for child in line.split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def free_port() -> int:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from aiokafka import TopicPartition
 from aiokafka.errors import ProducerFenced
+
+from streams.changelog import Part
 
 
 def put(store: dict[bytes, bytes], changes: Iterable[tuple[bytes, bytes | None]]) -> None:
@@ -173,35 +174,29 @@ class FakeProducer:
         return future
 
 
-class FakeConsumer:
-    """As much of AIOKafkaConsumer as reading a changelog needs; it reads committed, a few records at a time."""
+class FakeReader:
+    """`streams.changelog.ChangelogReader` on such a broker: committed records, a few at a time."""
 
-    def __init__(self, broker: Broker) -> None:
-        self.broker = broker
-        self.positions: dict[TopicPartition, int] = {}
+    def __init__(self, broker: Broker, topic: str) -> None:
+        self.broker, self.topic = broker, topic
+        self.positions: dict[int, int] = {}
 
-    def assign(self, partitions: list[TopicPartition]) -> None:
-        pass
+    async def beginnings(self, numbers: Sequence[int]) -> dict[int, int]:
+        return dict.fromkeys(numbers, 0)
 
-    async def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, 0)
+    def start(self, offsets: Mapping[int, int]) -> None:
+        self.positions = dict(offsets)
 
-    def seek(self, tp: TopicPartition, offset: int) -> None:
-        self.positions[tp] = offset
-
-    async def position(self, tp: TopicPartition) -> int:
-        return self.positions[tp]
-
-    async def getmany(self, *partitions: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+    async def take(self) -> dict[int, Part]:
         await self.broker.step("read changelog")
-        found: dict[TopicPartition, list[Any]] = {}
-        for tp in partitions:
-            new = [e for e in self.broker.stable(*tp) if e.offset >= self.positions[tp]][:7]
+        parts = {}
+        for number, position in self.positions.items():
+            new = [e for e in self.broker.stable(self.topic, number) if e.offset >= position][:7]
             if new:
-                self.positions[tp] = new[-1].offset + 1
-            if records := [entry for entry in new if self.broker.is_visible(entry)]:
-                found[tp] = records
-        return found
+                self.positions[number] = new[-1].offset + 1
+                records = [(entry.key or b"", entry.value) for entry in new if self.broker.is_visible(entry)]
+                parts[number] = Part(records, self.positions[number])
+        return parts
 
 
 class Disk:

@@ -8,15 +8,18 @@ from streams.errors import BrokerUnavailable
 from streams.mock import MockCluster
 from streams.settings import Settings
 from streams.topics import specs
-from tests.play import play
+from tests.play import Fault, metric, play
 from tests.traffic import Traffic
-from tests.workers import Fleet, Worker
+from tests.workers import Fleet, Worker, alive, children
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_from_click_to_score(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Without faults the mock is exact too: every session, late and rejected event, prediction and score, once."""
+    """The mock is exact too: every session, late and rejected event, prediction and score, once.
+
+    The model's process is killed on the way; the worker starts another and asks again.
+    """
     settings = Settings(
         topic_prefix="mock.",
         partitions=2,
@@ -32,12 +35,17 @@ def test_from_click_to_score(tiny_bundle: Path, tmp_path: Path) -> None:
         settings = settings.but(bootstrap_servers=cluster.bootstrap_servers)
         with Fleet([Worker(settings, tmp_path / "w")]) as fleet:
             fleet.start()
-            fleet.workers[0].wait_ready()
-            outcome = play(settings, fleet, Traffic(seed=31, events=1_500, users=60), predicted=True, patience_s=20)
-            assert not outcome.faults, "\n".join(outcome.faults[:10]) + fleet.workers[0].tail()
+            (worker,) = fleet.workers
+            worker.wait_ready()
+            faults, traffic = [Fault(0.3, worker, worker.kill_model)], Traffic(seed=31, events=2_000, users=60)
+            outcome = play(settings, fleet, traffic, faults, predicted=True, patience_s=30)
+            assert not outcome.faults, "\n".join(outcome.faults[:10]) + worker.tail()
             assert outcome.ledger.scores and not fleet.ended
-            fleet.workers[0].terminate()
-            assert fleet.workers[0].wait(20) == 0
+            assert metric(worker, "browsecast_model_failures_total", kind="died") == 1
+            (model,) = children(worker.process.pid)
+            worker.terminate()
+            assert worker.wait(20) == 0
+            assert not alive(model)
 
 
 def test_mock_cluster_says_what_is_wrong() -> None:

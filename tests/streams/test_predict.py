@@ -1,8 +1,6 @@
 """The role `predict` with models that fail in every way, and one that is slow."""
 
-import asyncio
 import json
-import threading
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -11,10 +9,12 @@ from aiokafka import ConsumerRecord
 
 from models.visit import Forecast, Visit
 from streams import wire
+from streams.forecasting import Answered, Forecasting
 from streams.metrics import Metrics
-from streams.predict import Forecasting, Predict, PredictShard
+from streams.predict import Predict, PredictShard
 from streams.roles import Output
 from streams.settings import Settings
+from tests.streams.inprocess import InProcess
 
 NOW = 1_790_000_000_000
 
@@ -33,12 +33,10 @@ class FakeModel:
         self._behave = behave
         self.asked: list[int] = []
         self.parts: list[tuple[str, int]] = []
-        self.threads: set[int] = set()
 
     def forecast(self, visits: Sequence[Visit]) -> list[Forecast]:
         self.asked.append(len(visits))
         self.parts.append((visits[0].seed, len(visits)))
-        self.threads.add(threading.get_ident())
         changed = self._behave(visits)
         return changed if isinstance(changed, list) else [self._of(visit, "model") for visit in visits]
 
@@ -54,24 +52,19 @@ def visits(count: int) -> list[Visit]:
     return [Visit(f"s{number}", [["home"]]) for number in range(count)]
 
 
-def forecasting(model: FakeModel, retries: int = 1) -> tuple[Forecasting, Metrics]:
-    metrics = Metrics()
-    return Forecasting(model, lambda error: isinstance(error, TooLarge), retries, metrics), metrics
-
-
-def failures(metrics: Metrics, kind: str) -> float:
-    return metrics.registry.get_sample_value("browsecast_model_failures_total", {"kind": kind}) or 0.0
+def forecasting(model: FakeModel, retries: int = 1) -> Forecasting:
+    return Forecasting(model, lambda error: isinstance(error, TooLarge), retries)
 
 
 # ---------------------------------------------------------------- a model that fails
 
 
 def test_answers_in_order() -> None:
-    one, _ = forecasting(FakeModel())
-    assert [(a.forecast.path, a.fallback) for a in one.answer(visits(3))] == [
+    one = forecasting(FakeModel())
+    assert [(a.forecast.path, a.fallback) for a in one.answer(visits(3)).answers] == [
         ([f"s{n}", "model"], None) for n in range(3)
     ]
-    assert one.answer([]) == []
+    assert one.answer([]) == Answered([])
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3, 5])
@@ -81,11 +74,12 @@ def test_a_batch_too_large_is_split(fits: int) -> None:
             raise TooLarge
 
     model = FakeModel(behave)
-    one, metrics = forecasting(model)
-    assert [(a.forecast.path[0], a.fallback) for a in one.answer(visits(11))] == [(f"s{n}", None) for n in range(11)]
+    one = forecasting(model)
+    answered = one.answer(visits(11))
+    assert [(a.forecast.path[0], a.fallback) for a in answered.answers] == [(f"s{n}", None) for n in range(11)]
     too_large = [asked for asked in model.asked if asked > fits]
     assert len(set(model.parts)) == len(model.parts)  # a retry would not help
-    assert failures(metrics, "memory") == len(too_large)
+    assert answered.failures == ({"memory": len(too_large)} if too_large else {})
     assert sum(asked for asked in model.asked if asked <= fits) == 11
 
 
@@ -94,15 +88,15 @@ def test_one_visit_too_large_falls_back_alone() -> None:
         if any(visit.seed == "s5" for visit in batch):
             raise TooLarge
 
-    one, _ = forecasting(FakeModel(behave))
-    answers = one.answer(visits(8))
+    one = forecasting(FakeModel(behave))
+    answers = one.answer(visits(8)).answers
     assert [answer.forecast.path[0] for answer in answers] == [f"s{n}" for n in range(8)]
     assert [answer.fallback for answer in answers] == [None] * 5 + ["out_of_memory"] + [None] * 2
     assert answers[5].forecast.path[1] == "frequencies"
 
 
 def test_a_failing_model_is_tried_again() -> None:
-    attempts = iter([ValueError("first"), None])
+    attempts = iter([ValueError("first"), None, None])
 
     def behave(batch: Sequence[Visit]) -> None:
         error = next(attempts)
@@ -110,10 +104,12 @@ def test_a_failing_model_is_tried_again() -> None:
             raise error
 
     model = FakeModel(behave)
-    one, metrics = forecasting(model)
-    assert [answer.fallback for answer in one.answer(visits(2))] == [None, None]
+    one = forecasting(model)
+    answered = one.answer(visits(2))
+    assert [answer.fallback for answer in answered.answers] == [None, None]
     assert model.asked == [2, 2]
-    assert failures(metrics, "error") == 1
+    assert answered.failures == {"error": 1}
+    assert one.answer(visits(1)).failures == {}  # told once
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
@@ -122,8 +118,8 @@ def test_a_model_that_goes_on_failing_is_replaced(retries: int) -> None:
         raise ValueError("always")
 
     model = FakeModel(behave)
-    one, _ = forecasting(model, retries)
-    answers = one.answer(visits(3))
+    one = forecasting(model, retries)
+    answers = one.answer(visits(3)).answers
     assert [answer.fallback for answer in answers] == ["model_failed: ValueError"] * 3
     assert [answer.forecast.path for answer in answers] == [[f"s{n}", "frequencies"] for n in range(3)]
     assert model.asked == [3] * (retries + 1)
@@ -131,8 +127,8 @@ def test_a_model_that_goes_on_failing_is_replaced(retries: int) -> None:
 
 @pytest.mark.parametrize("answers", [0, 1, 3])
 def test_a_wrong_number_of_answers_is_a_failure(answers: int) -> None:
-    one, _ = forecasting(FakeModel(lambda batch: [Forecast(0, [], [], 0.5, 0.5)] * answers))
-    assert [answer.fallback for answer in one.answer(visits(2))] == ["model_failed: RuntimeError"] * 2
+    one = forecasting(FakeModel(lambda batch: [Forecast(0, [], [], 0.5, 0.5)] * answers))
+    assert [answer.fallback for answer in one.answer(visits(2)).answers] == ["model_failed: RuntimeError"] * 2
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1, float("inf")])
@@ -143,8 +139,8 @@ def test_an_answer_that_is_no_probability_is_a_failure(wrong: float) -> None:
         Forecast(0, [], [], 0.5, wrong),
         Forecast(0, [("home", wrong)], [], 0.5, 0.5),
     ]:
-        one, _ = forecasting(FakeModel(lambda batch, forecast=forecast: [forecast] * len(batch)))  # type: ignore[misc]
-        assert [answer.fallback for answer in one.answer(visits(1))] == ["model_failed: ValueError"]
+        one = forecasting(FakeModel(lambda batch, forecast=forecast: [forecast] * len(batch)))  # type: ignore[misc]
+        assert [answer.fallback for answer in one.answer(visits(1)).answers] == ["model_failed: ValueError"]
 
 
 # ---------------------------------------------------------------- the role
@@ -162,7 +158,7 @@ def record(offset: int, value: bytes | None, user: str = "u") -> ConsumerRecord:
 
 
 def role(model: FakeModel, batch_sessions: int = 64) -> Predict:
-    return Predict(Settings(batch_sessions=batch_sessions), Metrics(), model, lambda error: isinstance(error, TooLarge))
+    return Predict(Settings(batch_sessions=batch_sessions), Metrics(), InProcess(model))
 
 
 def encoded(number: int, user: str = "u") -> bytes:
@@ -230,25 +226,18 @@ def session_of(output: Output) -> str:
     return name
 
 
-async def test_the_event_loop_runs_on_while_the_model_works() -> None:
-    ticks, started, enough = 0, threading.Event(), threading.Event()
-
+async def test_failures_are_counted_and_nobody_is_asked_for_nothing() -> None:
     def behave(batch: Sequence[Visit]) -> None:
-        started.set()
-        assert enough.wait(30), "the event loop stood still"
+        raise ValueError
 
-    async def tick() -> None:
-        nonlocal ticks
-        while ticks < 20:
-            await asyncio.sleep(0)
-            ticks += started.is_set()
-        enough.set()
-
-    shard, model = PredictShard(), FakeModel(behave)
-    await asyncio.gather(role(model).work([(shard, wire.SESSIONS, [record(0, encoded(1))])]), tick())
-    assert ticks == 20
-    assert model.threads.isdisjoint({threading.get_ident()})
-    assert len(shard.outputs) == 1
+    model, metrics, shard = FakeModel(behave), Metrics(), PredictShard()
+    one = Predict(Settings(), metrics, InProcess(model))
+    await one.work([(shard, wire.SESSIONS, [record(0, None)])])
+    assert model.asked == []
+    await one.work([(shard, wire.SESSIONS, [record(0, encoded(1))])])
+    assert metrics.registry.get_sample_value("browsecast_model_failures_total", {"kind": "error"}) == 1
+    labels = {"model": "v1", "fallback": "model_failed"}
+    assert metrics.registry.get_sample_value("browsecast_predictions_total", labels) == 1
 
 
 @pytest.mark.parametrize(("digest", "sums"), [(FakeModel.router_digest, [1.0, 2.0]), ("another router's", None)])

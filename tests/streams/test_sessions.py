@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from models.routing import Router, page_costs
+from models.routing import CentroidRouter, Router, page_costs
 from streams.sessionizer import Sessionizer
 from streams.sessions import (
     CART,
@@ -325,7 +325,7 @@ def test_history_keeps_within_its_tokens() -> None:
 def test_running_sums_equal_rebuilt_ones(tokens: int) -> None:
     draw = np.random.default_rng(3)
     pages = [f"p{ms}" for n in range(12) for ms in (10**6 * n, 10**6 * n + 1)]
-    router = Router(pages, page_costs(draw.normal(size=(24, 5)), draw.normal(size=(3, 5))), "r1")
+    router = CentroidRouter(pages, page_costs(draw.normal(size=(24, 5)), draw.normal(size=(3, 5))), "r1")
     times = [[10**6 * n, 10**6 * n + 1, 10**6 * n + 2] for n in range(12)]
     _, sessions = finished(times, policy(history_tokens=tokens), router)
     seen: list[str] = []
@@ -341,10 +341,10 @@ def test_another_router_starts_from_the_history() -> None:
     draw = np.random.default_rng(4)
     costs = page_costs(draw.normal(size=(3, 5)), draw.normal(size=(2, 5)))
     pages, rules = ["p0", "p1000000", "p2000000"], policy()
-    user, _ = finished([[0], [10**6]], rules, Router(pages, costs, "old"))
+    user, _ = finished([[0], [10**6]], rules, CentroidRouter(pages, costs, "old"))
     take(user, [2 * 10**6], rules)
     (visit,) = close_due(user, None, rules)
-    new = Router(pages, costs * 2, "new")
+    new = CentroidRouter(pages, costs * 2, "new")
     routing = finish(user, "u", visit, new, rules).context.routing
     assert routing is not None
     assert (routing.digest, routing.sums, routing.count) == ("new", *new.add(None, 0, pages))

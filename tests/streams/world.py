@@ -22,7 +22,8 @@ from streams.roles import Role
 from streams.score import Scoring
 from streams.sessionize import Sessionize
 from streams.settings import Settings
-from tests.streams.fakebroker import Broker, BrokerAway, Disk, FakeConsumer, FakeProducer, PowerCut
+from tests.streams.fakebroker import Broker, BrokerAway, Disk, FakeProducer, FakeReader, PowerCut
+from tests.streams.inprocess import InProcess
 from tests.streams.test_score import prediction, session
 from tests.streams.test_sessionizer_oracle import random_log
 
@@ -40,8 +41,8 @@ class Bench(Engine):
         return FakeProducer(self.broker, f"{self.group}-{number}")
 
     async def _restore(self, numbers: list[int], is_valid: Callable[[], bool]) -> int:
-        consumer: Any = FakeConsumer(self.broker)
-        return await self._read_changelog(consumer, numbers, is_valid)
+        reader: Any = FakeReader(self.broker, self.changelog)
+        return await self._read_changelog(reader, numbers, is_valid)
 
 
 class OneModel:
@@ -170,7 +171,7 @@ def sessionizing() -> Role:
 
 
 def predicting() -> Role:
-    return Predict(SETTINGS, METRICS, OneModel(), lambda error: False)
+    return Predict(SETTINGS, METRICS, InProcess(OneModel()))
 
 
 def scoring() -> Role:
