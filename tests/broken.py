@@ -58,12 +58,13 @@ def early_eviction() -> None:
 
 
 def faust_seek() -> None:
-    """Faust decides where reading goes on, by the group's offset: where there is none, it does not seek at all."""
+    """Faust decides where reading goes on, by the group's offset."""
 
     async def perform_seek(self: Any) -> None:
+        token = self.token
         await Consumer.perform_seek(self)
         self._next = {tp: offset for tp, offset in self._committed_offset.items() if offset is not None}
-        self._token += 1
+        self._settled = token == self.token
 
     transport.BatchConsumer.perform_seek = perform_seek  # type: ignore[method-assign]
 

@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from streams import clients
 from streams.settings import Settings
+from streams.wire import CLICKS
 from tests.ledger import Ledger, read_clicks, verdict
 from tests.oracle import replay_log
 from tests.play import Fault, complete, metric, play, send_all
@@ -56,6 +60,46 @@ def undisturbed(settings: Settings, directory: Path, module: Module, seed: int) 
         fleet.start()
         fleet.workers[0].wait_ready()
         return play(settings, fleet, Traffic(seed=seed, events=6_000, users=50), patience_s=15).faults
+
+
+def offsets_moved(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:
+    """While the worker is dead, somebody moves its group's offsets to the end of the log."""
+    traffic = list(Traffic(seed=seed).records(settings.partitions, settings))
+    half = len(traffic) // 2
+    with Fleet([Worker(settings, directory / f"w{seed}", ROLES, module)]) as fleet:
+        (worker,) = fleet.workers
+        send_all(settings, traffic[:half])
+        worker.start()
+        deadline = time.monotonic() + 60
+        while metric(worker, "browsecast_received_events_total") < half and time.monotonic() < deadline:
+            time.sleep(0.1)
+        worker.kill()
+        send_all(settings, traffic[half:])
+        log = read_clicks(settings, len(traffic))
+        expected, ledger = replay_log(log, settings), Ledger(settings)
+        move_to_end(settings)
+        worker.start()
+        ledger.read_until(lambda: complete(expected, ledger, False), fleet.tick, patience_s=20)
+    return verdict(expected, ledger, log, predicted=False)
+
+
+def move_to_end(settings: Settings) -> None:
+    """Commit the end of `clicks` as the sessionizers' offsets, as tools for Kafka can, once the group is empty."""
+    topic, group = settings.topic(CLICKS), settings.application("sessionize")
+    consumer = Consumer(clients.librdkafka(settings) | {"group.id": group, "enable.auto.commit": False})
+    ends = [TopicPartition(topic, number) for number in range(settings.partitions)]
+    for end in ends:
+        end.offset = consumer.get_watermark_offsets(end, timeout=10.0)[1]
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            consumer.commit(offsets=ends, asynchronous=False)
+            consumer.close()
+            return
+        except KafkaException:  # the dead worker still counts as a member
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def early_rebalance(settings: Settings, directory: Path, module: Module, seed: int) -> list[str]:

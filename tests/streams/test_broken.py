@@ -15,7 +15,7 @@ CASES = [
     ("offsets_outside", scenarios.killed),
     ("no_fencing", scenarios.frozen),
     ("early_eviction", scenarios.undisturbed),
-    ("faust_seek", scenarios.early_rebalance),
+    ("faust_seek", scenarios.offsets_moved),
 ]
 
 
