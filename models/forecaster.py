@@ -13,7 +13,7 @@ from models.routing import Router
 from models.sampling import uniforms
 from models.selector import Selector
 from models.sets import own_frequencies, rank, set_size, shrink
-from models.visit import Forecast, Visit, recent
+from models.visit import CONTEXT_TOKENS, Forecast, Visit, recent
 from models.vocabulary import SPECIALS, Tokenizer, Vocabulary, presence
 
 MAX_SET = 64  # pages looked at for an expected set
@@ -111,13 +111,12 @@ class Forecaster:
         sizes = set_size(best, q.sum(axis=1)) if best.size else np.zeros(len(q), dtype=np.int64)
         names, sets = self.tokenizer.names, []
         for row, size in enumerate(sizes.tolist()):
-            pages = list(zip((names[t] for t in order[row, :size]), best[row, :size].tolist(), strict=True))
+            found = dict(zip((names[t] for t in order[row, :size]), best[row, :size].tolist(), strict=True))
             for head, tokens, p in zip(self.heads, self._outcome_tokens, outcomes, strict=True):
                 if len(tokens) and p[row] >= head.outcome.threshold:
                     likeliest = tokens[int(np.argmax(q[row, tokens]))]
-                    pages.append((names[likeliest], p[row]))
-            pages.sort(key=lambda page: -page[1])
-            sets.append(pages)
+                    found[names[likeliest]] = max(p[row], found.get(names[likeliest], 0.0))  # one page may mark both
+            sets.append(sorted(found.items(), key=lambda page: -page[1]))
         return sets
 
     def fallback(self, visits: Sequence[Visit]) -> list[Forecast]:
@@ -157,7 +156,8 @@ class Forecaster:
         return posterior if self.config.soft else np.eye(posterior.shape[1])[posterior.argmax(axis=1)]
 
     def _tokens(self, visits: Sequence[Visit]) -> list[list[list[int]]]:
-        budget = self.config.context_tokens
+        # A live visit may bring more than an archived one; and the session to come needs trained positions, too.
+        budget = min(self.config.context_tokens, CONTEXT_TOKENS) - self.config.decoding.max_pages - 1
         return [[self.tokenizer.encode(pages) for pages in recent(visit.sessions, budget)] for visit in visits]
 
     def _habits(self, tokens: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

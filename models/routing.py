@@ -92,7 +92,6 @@ class ChainRouter(Router):
     def __init__(self, vocabulary: Vocabulary, chains: Chains, digest: str) -> None:
         super().__init__(chains.clusters, digest)
         self.chains = chains
-        self.chains = chains
         self._tokens = vocabulary.tokens()
         self._size = chains.size
         self._log_prior = np.log(chains.prior).tolist()

@@ -13,7 +13,7 @@ from models.config import Selector as Kind
 from models.encoder import Encoder, text_of
 from models.manifest import BundleRefused
 from models.routing import Router
-from models.visit import Visit
+from models.visit import Visit, recent
 from models.vocabulary import SPECIALS, Tokenizer
 
 HIDDEN = 128
@@ -21,7 +21,8 @@ DROPOUT = 0.1
 FLOOR = -12.0  # a log posterior below this says no more to the network than this
 PREFIX = "mlp."
 
-Embed = Callable[[Sequence[Visit]], np.ndarray]  # B visits -> z (B, D) float32
+# B visits -> z (B, D) float32, of the newest pages of each: a live visit may bring more of them than an archived one.
+Embed = Callable[[Sequence[Visit]], np.ndarray]
 
 
 class Selector(Protocol):
@@ -101,7 +102,7 @@ class PageMeans:
 
     def __call__(self, visits: Sequence[Visit]) -> np.ndarray:
         """(B, D) float32."""
-        return np.stack([self._mean(visit.sessions) for visit in visits])
+        return np.stack([self._mean(recent(visit.sessions)) for visit in visits])
 
     def _mean(self, sessions: Sequence[Sequence[str]]) -> np.ndarray:
         tokens = [token for pages in sessions for token in self._tokenizer.encode(pages) if token >= len(SPECIALS)]
@@ -118,7 +119,7 @@ class SessionTexts:
 
     def __call__(self, visits: Sequence[Visit]) -> np.ndarray:
         """(B, 384) float32."""
-        return self._encoder.encode([text_of(visit.sessions) for visit in visits])
+        return self._encoder.encode([text_of(recent(visit.sessions)) for visit in visits])
 
 
 def make_embed(

@@ -315,7 +315,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="fast|all|NAME", help="Fitted baselines beside it; repeat for several.")
     ] = None,
     bertscore: Annotated[bool, typer.Option("--bertscore", help="Compare paths as texts, too; takes minutes.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the resamples and the contenders.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the resamples, and of contenders that are no language models.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to predict.")] = Device.auto,
 ) -> None:
     """Judge a bundle beside its baselines on each visitor's last session.

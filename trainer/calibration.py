@@ -1,5 +1,6 @@
 """Everything of a bundle that is chosen rather than descended to: outcome pages, calibration, decoding, thresholds."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
-from models.baselines import own_rate
 from models.config import Decoding, Outcome, Source
 from models.forecaster import Evidence, Forecaster
 from models.metrics import iou
@@ -118,7 +118,9 @@ def calibrate_outcome(
         passage_weight=weights[-1] if source in ("passage", "combined") else 0.0,
         fallback_bias=float(alone.intercept_[0]), fallback_own_weight=float(alone.coef_[0, 0]),
     )  # fmt: skip
-    p = fitted.predict_proba(features[source])[:, 1]
+    chosen = copy.copy(head)
+    chosen.outcome = outcome
+    p = chosen.combine(rolled, own, passage)  # to the last bit as predicted later: a threshold stands on one of them
     return msgspec.structs.replace(outcome, threshold=best_threshold(p, happened))
 
 
@@ -146,7 +148,8 @@ def best_threshold(p: np.ndarray, happened: np.ndarray) -> float:
     order = np.argsort(-p, kind="stable")
     hits = np.cumsum(happened[order])
     f1 = 2 * hits / (np.arange(1, len(p) + 1) + happened.sum())
-    return float(p[order[int(np.argmax(f1))]])
+    last = np.append(np.diff(p[order]) < 0, True)  # of those with the same probability: one threshold takes them all
+    return float(p[order[int(np.argmax(np.where(last, f1, -1.0)))]])
 
 
 def calibrate(forecaster: Forecaster, seen: Sequence[Example], chunk: int = 256) -> None:
@@ -189,11 +192,6 @@ def choose_softness(forecaster: Forecaster, seen: Sequence[Example], chunk: int 
 
     soft = forecaster.config.clusters > 1 and nats(True) < nats(False)
     forecaster.config = msgspec.structs.replace(forecaster.config, soft=soft)
-
-
-def base_rates(pages: SessionPages) -> dict[str, float]:
-    """Share of training sessions with each outcome, never quite 0 or 1."""
-    return {name: own_rate([float(flags.mean())] * len(flags), 0.5, 1.0) for name, flags in pages.flags.items()}
 
 
 def _fallback_size(forecaster: Forecaster, decoding: Decoding, evidence: Evidence, targets: list[list[str]]) -> int:

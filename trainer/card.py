@@ -70,8 +70,9 @@ def _figures(judgement: Judgement) -> list[str]:
     return [
         "## Figures",
         "",
-        f"On the last sessions of {users:,} validation users, whose sessions no weight was fitted to; but decoding",
-        "and calibration were chosen on these users, so judge the bundle anew on later data (`browsecast evaluate`).",
+        f"On the last sessions of {users:,} validation users, whose sessions no weight was fitted to; but the",
+        "number of clusters, when to stop, decoding and calibration were chosen on these users, so judge the bundle anew",
+        "on later data (`browsecast evaluate`).",
         "With 95 % bootstrap intervals; lower is better for log losses and NLL. Of the expected set and the",
         "probabilities, but for path iou, which is of the greedy path.",
         "",

@@ -40,7 +40,8 @@ class Run:
         self.writes = ranks.rank() == 0
         mark = directory / "run.json"
         wanted = msgspec.json.encode(identity, order="sorted")
-        self.resumed = bool(ranks.from_first(mark.is_file() and mark.read_bytes() == wanted))
+        # Only the first process looks: it may clear the directory while the others are still on their way here.
+        self.resumed = bool(ranks.from_first(self.writes and mark.is_file() and mark.read_bytes() == wanted))
         if not self.resumed and self.writes:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)

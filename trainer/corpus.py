@@ -1,6 +1,8 @@
 """Session files as one ordered corpus: users, their sessions in time order, their pages."""
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,7 @@ class Corpus:
     cart: np.ndarray  # (S,) bool
     purchase: np.ndarray  # (S,) bool
     window_ms: tuple[int, int]  # first start, last end
-    digest: str  # of users, sessions and pages; tells whether a checkpoint belongs to this corpus
+    digest: str  # of users, sessions, pages and places; tells whether a checkpoint belongs to this corpus
 
     def sessions(self, user: int) -> range:
         """Session indices of a user, oldest first."""
@@ -62,15 +64,33 @@ def training_parts(directory: Path) -> tuple[Path, Path | None]:
     """The training sessions, and those of the validation users where these are set apart.
 
     A directory divided into train, validation and test is used as such, and the test is left alone; in any other all
-    sessions are for training.
+    sessions are for training. Raises TrainingError for one that has another part, but none to train on.
     """
     train = part(directory, TRAIN)
+    if train is None:
+        for name in (VALIDATION, TEST):
+            if (place := part(directory, name)) is not None:
+                raise TrainingError(
+                    f"{directory} has a part for {name}, {place.name}, but none for {TRAIN}. Put the other sessions "
+                    f"into {TRAIN}, or give their directory alone."
+                )
     return (directory, None) if train is None else (train, part(directory, VALIDATION))
 
 
 def read_corpus(*places: Path) -> Corpus:
-    """All Parquet files below the places, or files. Raises TrainingError when they are no sessions."""
-    table = pa.concat_tables([read_table(place) for place in places])
+    """All Parquet files below the places, or files: each user's sessions are in one of the places.
+
+    Raises TrainingError when they are no sessions, or when a user is in two places.
+    """
+    tables = [read_table(place) for place in places]
+    parts = [set(pc.unique(table["user_id"]).to_pylist()) for table in tables]
+    if both := sorted(user for user, count in Counter(user for part in parts for user in part).items() if count > 1):
+        raise TrainingError(
+            f"{len(both):,} users, {both[0]!r} among them, are in more than one of {' and '.join(map(str, places))}. "
+            "Give each user's sessions to one part alone: a model that has seen a visitor cannot be validated on them."
+        )
+    table = pa.concat_tables(tables)
+    _refuse_repeats(table)
     table = table.filter(pc.greater(pc.list_value_length(table["pages"]), 0))
     if table.num_rows == 0:
         where = " and ".join(str(place) for place in places)
@@ -88,22 +108,34 @@ def read_corpus(*places: Path) -> Corpus:
     users = table["user_id"].combine_chunks().dictionary_encode()
     if isinstance(users, pa.ChunkedArray):
         users = users.chunk(0)
-    session_ids = table["session_id"].to_pylist()
+    session_ids, names = table["session_id"].to_pylist(), encoded.dictionary.to_pylist()
     user_codes = users.indices.to_numpy(zero_copy_only=False)
-    digest = hashlib.sha256("\n".join(session_ids).encode())
-    digest.update(codes.tobytes())
+    digest = hashlib.sha256(json.dumps([session_ids, names, [sorted(part) for part in parts]]).encode())
+    for column in (codes, lengths, user_codes):
+        digest.update(column.tobytes())
     return Corpus(
         users=users.dictionary.to_pylist(),
         first=np.concatenate([[0], np.cumsum(np.bincount(user_codes, minlength=len(users.dictionary)))]),
         session_ids=session_ids,
         starts=np.concatenate([[0], np.cumsum(lengths)]),
         pages=codes,
-        names=encoded.dictionary.to_pylist(),
+        names=names,
         cart=table["cart"].to_numpy(zero_copy_only=False).astype(bool),
         purchase=table["purchase"].to_numpy(zero_copy_only=False).astype(bool),
         window_ms=(pc.min(table["start_ms"]).as_py(), pc.max(table["end_ms"]).as_py()),
         digest=digest.hexdigest(),
     )
+
+
+def _refuse_repeats(table: pa.Table) -> None:
+    """A session that stands twice would be its own history. Raises TrainingError."""
+    counts = table.group_by(["user_id", "session_id"]).aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts["count_all"], 1))
+    if repeated.num_rows:
+        raise TrainingError(
+            f"{repeated.num_rows:,} sessions are there more than once, {repeated['session_id'][0].as_py()!r} of user "
+            f"{repeated['user_id'][0].as_py()!r} among them. Is a file there twice?"
+        )
 
 
 def split(
@@ -112,7 +144,7 @@ def split(
     """Training and validation users: those of `held` with a target, or else a share of those with a target.
 
     The share is at least 20 users or a third of them, and who comes first hangs on the user id alone. Raises
-    TrainingError with fewer than two users with a target.
+    TrainingError with fewer than two users with a target, or when `held` leaves none of them on one side.
     """
     returning = corpus.returning()
     if len(returning) < 2:
@@ -122,6 +154,12 @@ def split(
         )
     if held is not None:
         apart = np.isin(np.array(corpus.users, dtype=object), list(held))
+        if len({bool(apart[user]) for user in returning}) < 2:
+            side = VALIDATION if apart[returning[0]] else TRAIN
+            raise TrainingError(
+                f"All {len(returning)} users with two sessions or more are in the part {side}, but both {TRAIN} and "
+                f"{VALIDATION} need such users. Divide them anew, or take {VALIDATION} away to have some set apart."
+            )
         return np.flatnonzero(~apart), np.intersect1d(np.flatnonzero(apart), returning)
     count = max(round(share * len(returning)), min(20, len(returning) // 3), 1)
     first = sorted(sorted(returning, key=lambda user: place_of(f"{seed}:{corpus.users[user]}"))[:count])

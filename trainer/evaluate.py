@@ -11,7 +11,7 @@ from rich.text import Text
 from models.bundle import Device, load_bundle
 from models.forecaster import Forecaster
 from trainer.contenders import Bundle, Contender, parameters_of, unfitted
-from trainer.corpus import TEST, part, read_corpus
+from trainer.corpus import TEST, TRAIN, part, read_corpus
 from trainer.errors import TrainingError
 from trainer.examples import examples
 from trainer.judging import judge, outcome_pages
@@ -40,12 +40,19 @@ def evaluate(
     With `train`, the sessions that the bundle was trained on, the fitted baselines named in `contenders` (or the groups
     "fast" and "all") are fitted on them and stand beside it. Of a directory that is divided into train and test the
     bundle is judged on the test, and the baselines are fitted on the rest. `progress` is a rich Progress or None.
-    Raises BundleRefused, and TrainingError when no user has two sessions or a baseline cannot be fitted.
+    Raises BundleRefused, and TrainingError when no user has two sessions or a baseline cannot be fitted: without
+    the sessions of the training only `fast`, which is then left out, may be named.
     """
     loaded = load_bundle(bundle, device)
     test = part(Path(sessions), TEST)
     if test is not None:
         train, sessions = train or sessions, test
+    elif part(Path(sessions), TRAIN) is not None:
+        raise TrainingError(f"{sessions} has a part for {TRAIN}, but none for {TEST}. Give the sessions to judge on.")
+    if train is None and set(contenders) - {"fast"}:
+        raise TrainingError(
+            f"{', '.join(contenders)}: these contenders must be fitted. Give the sessions of the training (--train)."
+        )
     corpus = read_corpus(Path(sessions))
     seen = examples(corpus, corpus.returning(), loaded.router)
     if not seen:

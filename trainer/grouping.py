@@ -39,40 +39,19 @@ class Grouping:
 
 def by_behaviour(material: Material) -> Grouping:
     """A mixture of Markov chains, and a selector where it routes better than the chains' own posterior."""
-    m, options = material, material.options
+    m = material
     kept = m.store.finished("mixture")
-    if kept is not None:
-        tensors, choices = {name: value.numpy() for name, value in kept.items()}, m.store.told("mixture")
-        chains = Chains.from_tensors(tensors, len(m.vocabulary))
-    else:
-        tried = range(1, 9) if options.clusters is None else [options.clusters]
-        size = len(m.vocabulary)
-        task = None if m.progress is None else m.progress.add_task("clusters", total=None)
-        chains, chosen = fit_chains(
-            m.corpus, m.train_users, m.held_users, m.tokens, size, MixtureOptions(clusters=tried, seed=options.seed)
-        )
-        choices = {
-            "nll_by_clusters": {str(k): nll for k, nll in chosen.by_clusters.items()},
-            "nll_by_smoothing": {str(lam): nll for lam, nll in chosen.by_smoothing.items()},
-            "nll": chosen.nll,
-        }
-        tensors = chains.tensors()
-        if chains.clusters > 1:
-            users, held = m.train_users.tolist(), m.held_users.tolist()
-            distilled = SelectorOptions(seed=options.seed)
-            net, nll = distil(m.corpus, users, held, chains, m.tokens, m.embeddings, distilled)
-            choices["nll_by_selector"] = nll
-            if router_of_choice(nll) == "mlp":
-                tensors |= selector_tensors(net)
-        m.store.tell("mixture", choices)
-        m.store.finish("mixture", {name: torch.tensor(value) for name, value in tensors.items()})
-        if task is not None:
-            m.progress.update(task, total=1, completed=1)
+    if kept is None:
+        _fit_mixture(m)
+        kept = m.store.finished("mixture")  # several processes go on with what the first one found
+        assert kept is not None
+    tensors = {name: value.numpy() for name, value in kept.items()}
+    chains = Chains.from_tensors(tensors, len(m.vocabulary))
     router = ChainRouter(m.vocabulary, chains, "")
     kind: Kind = "mlp" if any(name.startswith(MLP) for name in tensors) else "mixture"
     selector = make_selector(Path(), kind, chains.clusters, router, PageMeans(m.embeddings, m.tokenizer), tensors)
     posterior = responsibilities(chains, m.corpus, m.train_users.tolist(), m.tokens)
-    return Grouping(kind, router, selector, tensors, posterior, choices)
+    return Grouping(kind, router, selector, tensors, posterior, m.store.told("mixture"))
 
 
 def by_names(material: Material) -> Grouping:
@@ -89,3 +68,30 @@ def by_names(material: Material) -> Grouping:
     router = router_of(m.vocabulary, costs)
     posterior = np.eye(router.clusters)[assign(m.corpus, m.train_users, router)]
     return Grouping("kmeans", router, Posterior(router), {"costs": costs, "centroids": centers}, posterior, {})
+
+
+def _fit_mixture(m: Material) -> None:
+    """Fit chains and a selector, and keep them with what validation said."""
+    options = m.options
+    task = None if m.progress is None else m.progress.add_task("clusters", total=None)
+    tried = range(1, 9) if options.clusters is None else [options.clusters]
+    chains, chosen = fit_chains(
+        m.corpus, m.train_users, m.held_users, m.tokens, len(m.vocabulary),
+        MixtureOptions(clusters=tried, seed=options.seed),
+    )  # fmt: skip
+    choices: dict[str, Any] = {
+        "nll_by_clusters": {str(k): nll for k, nll in chosen.by_clusters.items()},
+        "nll_by_smoothing": {str(lam): nll for lam, nll in chosen.by_smoothing.items()},
+        "nll": chosen.nll,
+    }
+    tensors = chains.tensors()
+    if chains.clusters > 1:
+        users, held = m.train_users.tolist(), m.held_users.tolist()
+        net, nll = distil(m.corpus, users, held, chains, m.tokens, m.embeddings, SelectorOptions(seed=options.seed))
+        choices["nll_by_selector"] = nll
+        if router_of_choice(nll) == "mlp":
+            tensors |= selector_tensors(net)
+    m.store.tell("mixture", choices)
+    m.store.finish("mixture", {name: torch.tensor(value) for name, value in tensors.items()})
+    if task is not None:
+        m.progress.update(task, total=1, completed=1)

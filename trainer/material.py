@@ -47,9 +47,9 @@ class Material:
             device = ranks.local(pick_device(options.device))
         except DeviceUnavailable as error:
             raise TrainingError(str(error)) from None
-        deadline = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
+        budget = float("inf") if options.minutes is None else options.minutes * 60
         vocabulary = _vocabulary(corpus, train, options.min_page_count)
-        return cls(corpus, train, validation, vocabulary, options, store, device, progress, deadline)
+        return cls(corpus, train, validation, vocabulary, options, store, device, progress, time.monotonic() + budget)
 
     @cached_property
     def tokens(self) -> np.ndarray:

@@ -12,6 +12,8 @@ from trainer.paper import PaperOptions
 # Clusters unless set; in mode "behaviour" validation chooses.
 PAPER_CLUSTERS, KMEANS_CLUSTERS = 6, 4
 
+FEWEST_HISTORY = 8  # tokens of the context that max_pages must leave
+
 # What mode "paper" starts from instead: the pretraining of the small model, HeTLM's Table 14.
 TABLE_14: dict[str, Any] = {
     "epochs": 100, "batch": 32, "accumulate": 4, "lr": 1e-5, "weight_decay": 0.01, "validation_share": 0.05,
@@ -79,6 +81,11 @@ class TrainOptions:
         if self.hidden_size % self.heads or (self.architecture != "opt" and self.hidden_size // self.heads % 2):
             raise TrainingError(
                 f"hidden_size {self.hidden_size} is no (even) multiple of {self.heads} heads. Change one of them."
+            )
+        if self.context_tokens < self.max_pages + FEWEST_HISTORY:
+            raise TrainingError(
+                f"context_tokens is {self.context_tokens}, which leaves no room for a history before max_pages "
+                f"{self.max_pages}. Raise the one, or lower the other."
             )
         if self.mode == "paper" and self.backend not in (None, "separate"):
             raise TrainingError(

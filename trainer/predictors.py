@@ -13,6 +13,7 @@ from models.adapters import Adapters
 from models.config import Backend
 from models.language_model import LanguageModel, build, from_pretrained
 from models.predictors import Predictor, Separate, Token, one_hot
+from models.visit import recent
 from trainer.descent import Judge, Phase, descend
 from trainer.errors import TrainingError
 from trainer.examples import Example
@@ -155,7 +156,8 @@ def _judge(material: Material, backend: Backend, routed: np.ndarray, seen: Seque
     """Nats per token of the target sessions, given the sessions before and the cluster of each."""
     encode, render = material.tokenizer.encode, material.tokenizer.render
     some, clusters = seen[:MOST_JUDGES], routed.shape[1]
-    prompts = [render([encode(pages) for pages in example.visit.sessions]) for example in some]
+    budget = material.options.context_tokens - material.max_pages - 1  # as at prediction
+    prompts = [render([encode(pages) for pages in recent(example.visit.sessions, budget)]) for example in some]
     targets = [encode(example.target) for example in some]
     count = sum(len(target) + 1 for target in targets)
 

@@ -123,6 +123,6 @@ def _table(where: str, values: dict[str, Any], kind: type[T]) -> T:
 
 
 def _path(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, str | Path):  # from the file, or from the command line
         return Path(value)
     raise NotImplementedError(f"a value of {kind}")

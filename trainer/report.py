@@ -137,7 +137,8 @@ def _bin(cases: Cases, inside: np.ndarray) -> Bin:
     rate = happened / n
     middle = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * (rate * (1 - rate) / n + Z**2 / (4 * n**2)) ** 0.5
-    return Bin(int(n), float((users * cases.p[inside]).sum() / n), rate, middle - half, middle + half)
+    low, high = min(middle - half, rate), max(middle + half, rate)  # at 0 and 1 they are equal but for rounding
+    return Bin(int(n), float((users * cases.p[inside]).sum() / n), rate, low, high)
 
 
 def _rival(alone: Figures) -> str:

@@ -72,6 +72,22 @@ def test_the_threshold_has_the_best_f1() -> None:
     assert f1(best_threshold(p, happened)) == pytest.approx(max(f1(t) for t in p))
 
 
+def test_the_threshold_takes_all_with_the_same_probability() -> None:
+    p = np.array([0.5, 0.5, 0.5, 0.5, 0.4, 0.3])
+    happened = np.array([1, 0, 0, 0, 1, 0])
+    assert best_threshold(p, happened) == 0.4  # the first alone would have the best F1, but nobody can have it alone
+
+
+def test_the_threshold_takes_those_that_it_was_chosen_from() -> None:
+    rng = np.random.default_rng(3)
+    for base in (0.11, 0.23, 0.37):
+        own = rng.choice([base, base + 0.2, base + 0.4], size=400)
+        happened = (rng.random(400) < own).astype(int)
+        head = OutcomeHead(Outcome([], base_rate=base), {}, 6)
+        head.outcome = calibrate_outcome(head, own, own, happened)
+        assert head.outcome.threshold in head.combine(own, own)
+
+
 def drawn(seed: int, users: int = 1_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two independent causes in log-odds, and what they made happen."""
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ from models.routing import CentroidRouter
 from models.visit import recent
 from models.vocabulary import BOS, EOS
 from tests.trainer.conftest import shop, write
-from trainer.corpus import read_corpus, split
+from trainer.corpus import read_corpus, split, training_parts
 from trainer.errors import TrainingError
 from trainer.examples import examples
 from trainer.windows import batch_count, batches, page_tokens, windows
@@ -124,7 +124,43 @@ def test_files_that_are_no_sessions_are_named(tmp_path: Path, spoil: object, wor
     assert failed.value.exit_code == 2
 
 
+def test_parts_that_share_users_or_leave_nobody_are_refused(tmp_path: Path) -> None:
+    rows = shop(40)
+    half = [row for row in rows if row["user_id"] < "u0020"]
+    train, validation = write(rows, tmp_path / "train"), write(half, tmp_path / "validation")
+    with pytest.raises(TrainingError, match=r"20 users, 'u0000' among them, are in more than one of"):
+        read_corpus(train, validation)
+    corpus = read_corpus(train)
+    for held, side in (({"u0000-none"}, "train"), (set(corpus.users), "validation")):
+        with pytest.raises(TrainingError, match=rf"users with two sessions or more are in the part {side}"):
+            split(corpus, 0.1, 0, held)
+
+
+def test_a_directory_with_a_test_but_no_training_is_refused(tmp_path: Path) -> None:
+    write(shop(10), tmp_path / "test")
+    with pytest.raises(TrainingError, match="has a part for test, test, but none for train"):
+        training_parts(tmp_path)
+
+
+def test_the_digest_tells_pages_and_parts(tmp_path: Path) -> None:
+    rows = shop(20)
+    one, two = ([row for row in rows if (row["user_id"] < "u0010") == low] for low in (True, False))
+    whole = read_corpus(write(rows, tmp_path / "a")).digest
+    renamed = [{**row, "pages": [f"{page}!" for page in row["pages"]]} for row in rows]
+    assert read_corpus(write(renamed, tmp_path / "b")).digest != whole
+    parts = [write(part, tmp_path / name) for part, name in ((one, "c"), (two, "d"))]
+    assert read_corpus(*parts).digest != whole
+    assert read_corpus(write(list(reversed(rows)), tmp_path / "e", files=3)).digest == whole
+
+
 def test_nobody_returning_is_an_error(tmp_path: Path) -> None:
     rows = [row for row in shop(30) if row["number"] == 1]
     with pytest.raises(TrainingError, match="0 of 30 users have two sessions"):
         split(read_corpus(write(rows, tmp_path)), 0.1, 0)
+
+
+def test_a_session_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    rows = shop(20)
+    write([*rows, rows[3]], tmp_path / "sessions")
+    with pytest.raises(TrainingError, match="1 sessions are there more than once"):
+        read_corpus(tmp_path / "sessions")

@@ -238,3 +238,13 @@ def test_progress_hears_of_every_step_and_its_speed(tmp_path: Path) -> None:
     phases.train(tmp_path, progress=Bar())
     assert [fields.get("advance") for fields in heard] == [1] * 16 + [None]
     assert all(fields["tokens_per_s"] > 0 for fields in heard[:-1]) and heard[-1] == {"completed": 16}
+
+
+def test_only_the_first_process_looks_at_what_it_may_clear_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(tmp_path / "run", {}, tmp_path / "steps.jsonl").close()
+    monkeypatch.setattr("trainer.ranks.rank", lambda: 1)
+    monkeypatch.setattr("trainer.ranks.from_first", lambda value: not value)  # the first one found its run
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} may be gone"))
+    assert Run(tmp_path / "run", {}, tmp_path / "steps.jsonl").resumed

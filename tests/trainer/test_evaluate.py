@@ -98,3 +98,11 @@ def test_nobody_to_judge_is_said(bundle: Path, tmp_path: Path) -> None:
     once = [row for row in shop(30) if row["number"] == 1]
     with pytest.raises(TrainingError, match="has two sessions: there is nothing to predict"):
         evaluate(bundle, write(once, tmp_path / "once"), tmp_path / "r", "cpu")
+
+
+def test_what_would_be_judged_in_vain_is_refused(bundle: Path, sessions: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="these contenders must be fitted"):
+        evaluate(bundle, sessions, tmp_path / "r", "cpu", contenders=["all"])
+    write(shop(10), tmp_path / "divided" / "train")
+    with pytest.raises(TrainingError, match="has a part for train, but none for test"):
+        evaluate(bundle, tmp_path / "divided", tmp_path / "r", "cpu")

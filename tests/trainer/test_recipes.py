@@ -60,6 +60,11 @@ def test_changes_go_before_the_recipe(tmp_path: Path) -> None:
     assert recipe.sessions.profile == str(tmp_path / "shop.toml")
 
 
+def test_the_command_line_gives_paths(tmp_path: Path) -> None:
+    assert read_recipe(None, pretrained=tmp_path, encoder=tmp_path).options.pretrained == tmp_path
+    assert read_recipe(READY[0], pretrained=tmp_path).options.pretrained == tmp_path
+
+
 def test_sessions_are_kept_and_divided_by_the_rules(tmp_path: Path) -> None:
     rows = [(f"u{user}", n, ["a", "b", "c"][: 1 + (user + n) % 3]) for user in range(60) for n in range(1, 4)]
     rows += [("long", 1, ["x"] * 90), ("long", 2, ["x"] * 3), ("once", 1, ["a", "b"])]

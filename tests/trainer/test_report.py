@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from models.metrics import Cases
 from tests.trainer import plainfigures
 from tests.trainer.invented import MARKS, invented, row
 from trainer.contenders import LARGE_LM, SMALL_LM, Advance
@@ -17,7 +19,7 @@ from trainer.figures import Figure, Figures
 from trainer.judging import judge
 from trainer.measures import MEASURES, PAPER
 from trainer.portraits import portraits
-from trainer.report import Report, compose, standing, write
+from trainer.report import Report, _bin, compose, standing, write
 from trainer.reportpage import examples, html
 from trainer.rows import Rows, table
 from trainer.verdict import composite, verdict
@@ -175,3 +177,11 @@ def test_portraits_tell_what_a_cluster_is_fond_of() -> None:
     assert (music.pages_per_session, music.returns, music.repeats) == (2.0, 1.0, 0.0)
     (everybody,) = portraits([one | {"cluster": 0} for one in made], 1)
     assert everybody.words.startswith("All visitors.")
+
+
+@pytest.mark.parametrize("happened", [0.0, 1.0])
+def test_an_outcome_that_all_or_none_have_lies_within_its_interval(happened: float) -> None:
+    for users in range(1, 60):
+        cases = Cases.of(np.full(users, 0.5), np.full(users, happened), np.ones((1, users)))
+        found = _bin(cases, np.ones(len(cases.p), dtype=bool))
+        assert found.low <= found.rate <= found.high
