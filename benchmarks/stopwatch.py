@@ -52,8 +52,8 @@ class Stopwatch:
         topic = settings.topic(PREDICTIONS)
         self._consumer.assign([TopicPartition(topic, number, 0) for number in range(settings.partitions)])
 
-    def run(self, rate: float, seconds: float) -> None:
-        """Send `rate` clicks a second for so long."""
+    def run(self, rate: float, seconds: float) -> float:
+        """Send `rate` clicks a second for so long; returns the rate that the broker took."""
         topic, began, sent = self._settings.topic(CLICKS), time.monotonic(), 0
         clicks: Iterator[tuple[int, tuple[bytes, bytes]]] = islice(self._clicks, int(rate * seconds))
         while chunk := list(islice(clicks, max(1, int(rate / 100)))):
@@ -67,6 +67,7 @@ class Stopwatch:
                 left = began + sent / rate - time.monotonic()
                 self._read(max(0.0, min(0.002, left)))
         self._producer.flush()
+        return sent / (time.monotonic() - began)
 
     def linger(self, seconds: float) -> None:
         """Only take predictions in."""
