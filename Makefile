@@ -38,6 +38,7 @@ pytest: $(VENV)/.installed-dev ## the tests alone (ARGS="-k sessions")
 
 bench: $(VENV)/.installed-dev .venv-bench/.installed ## benchmarks, one JSON line each (ARGS="--bootstrap-servers HOST:PORT")
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.inference --size ci
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
 format: $(VENV)/.installed-dev ## put the style right
