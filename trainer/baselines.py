@@ -23,15 +23,14 @@ from models.routing import CentroidRouter
 from models.selector import Posterior
 from models.vocabulary import Tokenizer
 from trainer.boosting import Features, fit_boosting
-from trainer.calibration import calibrate
+from trainer.calibration import CALIBRATION_TARGETS, calibrate
 from trainer.contenders import KMEANS_LMS, LARGE_LM, SMALL_LM, Bundle, Contender, parameters_of
 from trainer.controls import bundle_options, control, control_options
-from trainer.corpus import Corpus, read_corpus, split, training_parts
+from trainer.corpus import Corpus, read_training, split
 from trainer.errors import TrainingError
 from trainer.examples import Example, examples
 from trainer.gru import GRUPredictor, Schedule, fit_gru
 from trainer.markov import ChainPredictor
-from trainer.material import validation_users
 from trainer.mixture import MixtureOptions, fit_chains
 from trainer.options import TrainOptions
 from trainer.windows import batch_count, page_tokens, windows
@@ -45,7 +44,6 @@ FAST = (MARKOV, MIXTURE, BOOSTING, BOOSTING_MIXTURE)
 ALL = (*FAST, GRU, SMALL_LM, LARGE_LM, KMEANS_LMS)
 GROUPS = {"fast": FAST, "all": ALL}
 
-CALIBRATION_TARGETS = 3  # last sessions of each validation user, as many as a bundle is calibrated on
 TREE_TARGETS = 5  # last sessions of each training user that the trees learn from
 MOST_TREE_EXAMPLES = 100_000
 GRU_WIDTH = 64  # its least width: with 163 pages 93,000 parameters (hetlm_findings, section 3)
@@ -109,9 +107,8 @@ class _Fitting:
     @classmethod
     def of(cls, train: Path, forecaster: Forecaster, seed: int, device: Device, progress: Any) -> "_Fitting":
         options = bundle_options(forecaster.config.training)
-        learned, apart = training_parts(train)
-        corpus = read_corpus(learned) if apart is None else read_corpus(learned, apart)
-        users, held = split(corpus, options.validation_share, options.seed, validation_users(apart))
+        corpus, apart = read_training(train)
+        users, held = split(corpus, options.validation_share, options.seed, apart)
         return cls(train, forecaster, corpus, users, held, options, seed, device, progress)
 
     @cached_property

@@ -27,6 +27,7 @@ GAIN = 0.02  # share of them that a further page must add
 FEWEST = 5  # cases of either kind that a calibration needs
 FOLDS = 5  # of the cross-validation that chooses the source of an outcome's probability
 
+CALIBRATION_TARGETS = 3  # last sessions of each validation user that calibration looks at
 SHRINKS = (8.0, 16.0, 32.0)
 OWN_WEIGHTS = (1.0, 2.0, 4.0, 8.0)
 SET_SIZES = range(2, 13)

@@ -8,6 +8,7 @@ from sklearn.cluster import KMeans
 from models.routing import CentroidRouter, Router, page_costs
 from models.vocabulary import SPECIALS, Vocabulary
 from trainer.corpus import Corpus
+from trainer.selectors import mean_embeddings
 
 RESTARTS = 4
 
@@ -17,15 +18,8 @@ def user_embeddings(corpus: Corpus, users: Sequence[int], tokens: np.ndarray, em
 
     The last session is a target and stays out; unknown pages do not count.
     """
-    means = np.zeros((len(users), embeddings.shape[1]), dtype=np.float32)
-    for row, user in enumerate(users):
-        first, last = int(corpus.first[user]), int(corpus.first[user + 1])
-        end = last - 1 if last - first > 1 else last
-        seen = tokens[corpus.pages[corpus.starts[first] : corpus.starts[end]]]
-        seen = seen[seen >= len(SPECIALS)]
-        if len(seen):
-            means[row] = embeddings[seen].mean(axis=0)
-    return means
+    sessions = [corpus.sessions(user) for user in users]
+    return mean_embeddings(corpus, [own[:-1] or own for own in sessions], tokens, embeddings)
 
 
 def centroids(means: np.ndarray, clusters: int, seed: int) -> np.ndarray:

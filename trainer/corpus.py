@@ -77,6 +77,17 @@ def training_parts(directory: Path) -> tuple[Path, Path | None]:
     return (directory, None) if train is None else (train, part(directory, VALIDATION))
 
 
+def read_training(directory: Path) -> tuple[Corpus, set[str] | None]:
+    """The training and validation sessions of a directory, and the validation users where these are set apart.
+
+    Raises TrainingError.
+    """
+    place, held = training_parts(directory)
+    if held is None:
+        return read_corpus(place), None
+    return read_corpus(place, held), set(read_table(held)["user_id"].to_pylist())
+
+
 def read_corpus(*places: Path) -> Corpus:
     """All Parquet files below the places, or files: each user's sessions are in one of the places.
 

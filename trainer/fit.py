@@ -16,17 +16,17 @@ from models.predictors import one_hot
 from models.routing import ChainRouter
 from models.selector import MLPSelector, make_embed, selector_tensors
 from trainer import ranks
-from trainer.calibration import SessionPages, calibrate, choose_softness, find_outcome
+from trainer.calibration import CALIBRATION_TARGETS, SessionPages, calibrate, choose_softness, find_outcome
 from trainer.card import card, day
 from trainer.checkpoints import Run
 from trainer.clusters import make_costs, router_of
 from trainer.contenders import Bundle, unfitted
-from trainer.corpus import read_corpus, training_parts
+from trainer.corpus import read_training
 from trainer.curves import draw
 from trainer.errors import TrainingError
 from trainer.grouping import Grouping, by_behaviour, by_names
 from trainer.judging import judge, outcome_pages
-from trainer.material import Material, validation_users
+from trainer.material import Material
 from trainer.options import PAPER_CLUSTERS, TrainOptions
 from trainer.paper import fit_paper
 from trainer.predictors import Trained, pretrain, train_predictors
@@ -34,7 +34,6 @@ from trainer.predictors import Trained, pretrain, train_predictors
 __all__ = ["TrainOptions", "TrainingError", "train"]
 
 FREE = ("minutes", "device", "checkpoint_steps")  # may change when a run goes on
-CALIBRATION_TARGETS = 3  # last sessions of each validation user that calibration looks at
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "scikit-learn", "numpy", "safetensors")
 
 
@@ -46,8 +45,7 @@ def train(sessions: Path, bundle: Path, options: TrainOptions | None = None, pro
     and the first one writes. `progress` is a rich Progress or None. Raises TrainingError.
     """
     options, bundle = options or TrainOptions(), Path(bundle)
-    place, held = training_parts(Path(sessions))
-    corpus = read_corpus(place, *([held] if held else []))
+    corpus, held = read_training(Path(sessions))
     identity = {name: value for name, value in options.plain().items() if name not in FREE}
     training, log, picture = (
         bundle.with_name(bundle.name + ending) for ending in (".training", ".steps.jsonl", ".steps.svg")
@@ -55,7 +53,7 @@ def train(sessions: Path, bundle: Path, options: TrainOptions | None = None, pro
     with ranks.joined():
         store = Run(training, {**identity, "sessions": corpus.digest}, log)
         try:
-            material = Material.of(corpus, validation_users(held), options, store, progress)
+            material = Material.of(corpus, held, options, store, progress)
             grouping, trained = _fit(material)
             if ranks.rank() == 0:
                 _write(material, grouping, trained, bundle)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from models.routing import Router
 from models.vocabulary import SPECIALS, Tokenizer, Vocabulary
 from trainer import ranks
 from trainer.checkpoints import Run
-from trainer.corpus import Corpus, read_table, split
+from trainer.corpus import Corpus, split
 from trainer.errors import TrainingError
 from trainer.examples import Example, examples
 from trainer.options import TrainOptions
@@ -94,11 +93,6 @@ class Material:
     def examples(self, users: Iterable[int], router: Router | None, targets: int = 1) -> list[Example]:
         """The last sessions of these users that have one before them."""
         return examples(self.corpus, users, router, targets)
-
-
-def validation_users(place: Path | None) -> set[str] | None:
-    """The users of a validation directory."""
-    return None if place is None else set(read_table(place)["user_id"].to_pylist())
 
 
 def _vocabulary(corpus: Corpus, users: np.ndarray, min_count: int) -> Vocabulary:
