@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ from streams.transport import RoleApp, make_app
 WATCH_SECONDS = 1.0
 # The collector takes up to half of the time at its defaults, walking states that hold no cycles.
 GC_THRESHOLD = (100_000, 20, 1_000)
+# The consumers' threads wake for every fetch; at the default of 5 ms each waits that long for the interpreter's lock,
+# several times on the way of a click.
+SWITCH_S = 0.0005
 
 log = structlog.get_logger()
 
@@ -40,6 +44,7 @@ def run(settings: Settings, roles: Sequence[str]) -> None:
     settings = with_gap(settings, SiteProfile.load(settings.profile))
     logging.getLogger("streams.transport").setLevel(logging.WARNING)  # the narration of Faust services
     gc.set_threshold(*GC_THRESHOLD)
+    sys.setswitchinterval(SWITCH_S)
     try:
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())  # for the threads of the consumers, too
         with asyncio.Runner() as runner:

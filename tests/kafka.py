@@ -31,6 +31,8 @@ POM = """<project><modelVersion>4.0.0</modelVersion><groupId>browsecast</groupId
 <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version>
 </dependency></dependencies></project>
 """
+# A broker that lives for a minute on two cores spends more on its optimising compiler than that gives back.
+JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 # What a single node needs: internal topics without replicas and few partitions, no waiting for a group's first members,
 # a cleaner that works at once, and no deletion by time, since the tests' events are years old.
 NODE = {
@@ -102,7 +104,7 @@ class JarKafka:
         if self._process is not None and self._process.poll() is None:
             return
         with (self._directory / "broker.log").open("ab") as log:
-            command = [self._java, self._heap, "-XX:+UseSerialGC", "-cp", self._classpath]
+            command = [self._java, *JVM, self._heap, "-cp", self._classpath]
             self._process = subprocess.Popen([*command, "kafka.Kafka", str(self._config)], stdout=log, stderr=log)
         wait_until_up(self.bootstrap_servers, self._process, self._directory / "broker.log")
 
@@ -132,7 +134,7 @@ class JarKafka:
 
     def _run_tool(self, name: str, *arguments: str) -> None:
         done = subprocess.run(
-            [self._java, "-cp", self._classpath, name, *arguments], capture_output=True, text=True, check=False
+            [self._java, *JVM, "-cp", self._classpath, name, *arguments], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise Unavailable(f"{name} failed (is Java 17 or later first on the path?): {done.stderr[-500:]}")
