@@ -1,8 +1,8 @@
 """The published JSON Schema of every topic, made from the types in `streams.wire` and the rules that hold beside them.
 
-Nothing is kept in a file, so the schema cannot differ from the code. The schema of what is read (`clicks`) says what is
-accepted, that of what is written says what comes: all fields present, null where there is nothing. Unknown fields are
-ignored everywhere.
+Nothing is kept in a file, so the schema cannot differ from the code. The schema of what is read (`clicks`, `items`)
+says what is accepted, that of what is written says what comes: all fields present, null where there is nothing. Unknown
+fields are ignored everywhere.
 """
 
 from typing import Any
@@ -21,12 +21,21 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     wire.PREDICTIONS: wire.Prediction,
     wire.SCORES: wire.Score,
     wire.MODELS: wire.ModelAlias,
+    wire.ITEMS: wire.Item,
 }
-KEYS = {wire.REJECTED: "the key as received", wire.MODELS: "the alias"}
+MORE = {wire.MODELS: (wire.ModelDecision,)}  # what a topic holds besides
+READ = {wire.CLICKS, wire.ITEMS}
+KEYS = {
+    wire.REJECTED: "the key as received",
+    wire.MODELS: "the alias, or decision/ and the decision's id",
+    wire.ITEMS: "the item id",
+}
 TOMBSTONES = {
     wire.CLICKS: " A record with a null value instead forgets the user of its key, everywhere."
     " The envelopes of Segment and of GA4's export to BigQuery are accepted as they are, besides this form.",
     wire.SESSIONS: " A record with a null value says that the user of its key was forgotten.",
+    wire.MODELS: " A record with a null value says that the alias of its key names no bundle now.",
+    wire.ITEMS: " A record with a null value removes the item of its key.",
 }
 UNIT = {"minimum": 0, "maximum": 1}
 COUNT = {"minimum": 0}
@@ -56,6 +65,14 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
         "purchase_log_loss": COUNT,
     },
     "ModelAlias": {"digest": DIGEST},
+    "ModelDecision": {
+        "digest": DIGEST,
+        "at_ms": COUNT,
+        "decision": {"enum": ["published", "refused", "promoted", "retired", "rolled_back", "pruned"]},
+        "by": {"enum": ["trainer", "judge", "user"]},
+        "aliases": {"additionalProperties": {"anyOf": [{"type": "string", **DIGEST}, {"type": "null"}]}},
+    },
+    "Item": {"item_id": NAME},
 }
 
 
@@ -66,14 +83,14 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 def schema(topic: str) -> dict[str, Any]:
     """The JSON Schema of one topic's values. Raises `KeyError` for a topic that is none of ours."""
-    kind = TYPES[topic]
-    generated = msgspec.json.schema(kind)
-    definitions: dict[str, dict[str, Any]] = generated["$defs"]
+    kinds = (TYPES[topic], *MORE.get(topic, ()))
+    references, found = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    definitions: dict[str, dict[str, Any]] = found
     for name, definition in definitions.items():
-        _complete(name, definition, written=topic != wire.CLICKS)
+        _complete(name, definition, written=topic not in READ)
     if topic == wire.CLICKS:
         definitions["Event"]["properties"]["ts"] = TS
-    root = definitions.pop(kind.__name__)
+    root = definitions.pop(kinds[0].__name__) if len(kinds) == 1 else {"anyOf": list(references)}
     about = f"Key: {KEYS.get(topic, 'the user id')}. {root.get('description', '')}{TOMBSTONES.get(topic, '')}"
     return {"$schema": DIALECT, **root, "title": topic, "description": about} | (
         {"$defs": definitions} if definitions else {}

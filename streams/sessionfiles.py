@@ -9,25 +9,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from streams import wire
 from streams.errors import UsageError
-from streams.wire import Session
 
 FILE = "sessions.parquet"
 GROUP_SESSIONS = 20_000
-SCHEMA = pyarrow.schema(
-    [
-        pyarrow.field("user_id", pyarrow.string(), nullable=False),
-        pyarrow.field("session_id", pyarrow.string(), nullable=False),
-        pyarrow.field("number", pyarrow.int64(), nullable=False),
-        pyarrow.field("start_ms", pyarrow.int64(), nullable=False),
-        pyarrow.field("end_ms", pyarrow.int64(), nullable=False),
-        pyarrow.field("pages", pyarrow.list_(pyarrow.string()), nullable=False),
-        pyarrow.field("page_ts_ms", pyarrow.list_(pyarrow.int64()), nullable=False),
-        pyarrow.field("cart", pyarrow.bool_(), nullable=False),
-        pyarrow.field("purchase", pyarrow.bool_(), nullable=False),
-        pyarrow.field("items", pyarrow.list_(pyarrow.string())),  # null where no event had an item
-    ]
-)
+SCHEMA = wire.session_schema()
 _row = attrgetter(*SCHEMA.names)
 
 
@@ -53,7 +40,7 @@ class SessionWriter:
         except OSError as error:
             raise UsageError(f"{directory}: sessions cannot be written there ({error})") from error
 
-    def write(self, sessions: Iterable[Session]) -> None:
+    def write(self, sessions: Iterable[wire.Session]) -> None:
         """Take some more sessions."""
         before = len(self._waiting)
         self._waiting.extend(_row(session) for session in sessions)

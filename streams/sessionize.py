@@ -10,6 +10,7 @@ import msgspec
 from aiokafka import ConsumerRecord
 
 from streams import wire
+from streams.channels import Channels, ItemClusters
 from streams.events import BadEvent, EventDecoder, check_key
 from streams.metrics import Metrics
 from streams.profiles import SiteProfile
@@ -32,7 +33,7 @@ class SessionizeShard:
         self, role: "Sessionize", partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]
     ) -> None:
         self._role, self._partition, self._store = role, partition, store
-        self.sessionizer = Sessionizer(role.policy, store.get, records, role.router)
+        self.sessionizer = Sessionizer(role.policy, store.get, records, role.router, role.channels)
         self.reasons: Counter[str] = Counter()
         self.closed_sessions = self.forgotten = self.expired = 0
         self._outputs: list[Output] = []
@@ -42,7 +43,7 @@ class SessionizeShard:
 
     def apply(self, records: Iterable[ConsumerRecord]) -> None:
         """Decide the fate of each record, in order."""
-        sessionizer, decode = self.sessionizer, self._role.decoder.decode
+        sessionizer, decode = self._served(), self._role.decoder.decode
         for record in records:
             sessionizer.clock.received += 1
             try:
@@ -62,6 +63,11 @@ class SessionizeShard:
             sessionizer.capped.clear()
         self._base_ms = None
         self._collect()
+
+    def _served(self) -> Sessionizer:
+        """The sessionizer with what the bundle in use knows: between two calls another may have come."""
+        self.sessionizer.router, self.sessionizer.channels = self._role.router, self._role.channels
+        return self.sessionizer
 
     def _cap(self, capped: Capped, record: ConsumerRecord) -> None:
         """An event over a limit; one that was held is written anew, since its record is long gone."""
@@ -112,7 +118,7 @@ class SessionizeShard:
             return
         if self._base_ms is None:
             self._base_ms = high  # event time when the quiet began
-        self.sessionizer.run_on(min(self._base_ms + quiet_ms, _now_ms()))
+        self._served().run_on(min(self._base_ms + quiet_ms, _now_ms()))
         self._collect()
 
     def _sweep(self) -> None:
@@ -130,14 +136,25 @@ class Sessionize:
     batch_records = 5_000
     batch_ms = 0
 
-    def __init__(self, settings: Settings, metrics: Metrics, router: Any = None) -> None:
-        """`router` keeps the routing sums of each user (`models.routing.Router`), or None without a bundle."""
-        self.settings, self.router = settings, router
+    def __init__(
+        self, settings: Settings, metrics: Metrics, router: Any = None, items: ItemClusters | None = None
+    ) -> None:
+        """`router` keeps the routing sums of each user (`models.routing.Router`), `items` knows the clusters of items.
+
+        None without a bundle, or when it knows no items.
+        """
+        self.settings = settings
+        self.adopt(router, items)
         self.policy = Policy.of(settings)
         self.decoder = EventDecoder(SiteProfile.load(settings.profile), settings.ahead_ms)
         self.cached_users = max(1, settings.cache_users // settings.partitions)
         self._metrics = metrics
         self._shown: dict[tuple[int, str], int] = {}
+
+    def adopt(self, router: Any, items: ItemClusters | None) -> None:
+        """From here on closed sessions carry what this bundle needs; each user's sums are made anew at the next one."""
+        self.router = router
+        self.channels = None if items is None else Channels.of(self.settings, items)
 
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> SessionizeShard:
         """Take up a partition from its restored state."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from streams.channels import Channels
 from streams.sessions import (
     Fate,
     Policy,
@@ -77,9 +78,10 @@ class Sessionizer:
         read: Callable[[bytes], bytes | None],
         records: Iterable[tuple[bytes, bytes]] = (),
         router: Any = None,
+        channels: Channels | None = None,
     ) -> None:
         """Take up the state in `records` (all of the partition's); `read` finds one user's record again later."""
-        self.policy, self.router = policy, router
+        self.policy, self.router, self.channels = policy, router, channels
         self.clock = Clock()
         self.users: dict[bytes, User] = {}
         self.dirty: dict[bytes, User | None] = {}
@@ -217,7 +219,7 @@ class Sessionizer:
         before = len(user.open)
         user_id = key.decode()
         for visit in close_due(user, watermark, self.policy):
-            self.closed.append((key, finish(user, user_id, visit, self.router, self.policy)))
+            self.closed.append((key, finish(user, user_id, visit, self.router, self.policy, self.channels)))
             self.dirty[key] = user
         self.open_sessions += len(user.open) - before
         self._schedule(key, next_due_ms(user, self.policy))

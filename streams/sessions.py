@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import msgspec
 
 from models.visit import recent
+from streams.channels import NO_CHANNELS, Channels
 from streams.settings import Settings
-from streams.wire import Context, Event, Routing, Session
+from streams.wire import Context, Event, Routing, Seed, Session
 
 CART, PURCHASE = 1, 2  # the bits of an event's mark
 ID_BYTES = 8
@@ -93,7 +94,7 @@ class User(msgspec.Struct, array_like=True, gc=False):
     recent: bytes = b""  # ids of the last RECENT_IDS events of closed sessions
     history: msgspec.Raw = msgspec.Raw(b"\x90")  # list[list[str]], decoded only when a session closes
     routing: Routing | None = None
-    seeds: msgspec.Raw | None = None  # room for the channels and their seed events
+    seeds: msgspec.Raw = NO_CHANNELS  # list[channels.Kept] | None, decoded only when a session closes
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -296,10 +297,15 @@ def _split(visit: Visit, cut: int | None) -> tuple[Visit, Visit | None]:
     return head, tail
 
 
-def finish(user: User, user_id: str, visit: Visit, router: Any, policy: Policy) -> Session:
+def finish(
+    user: User, user_id: str, visit: Visit, router: Any, policy: Policy, channels: Channels | None = None
+) -> Session:
     """The record of a closed session; the user remembers it from here on."""
     history = history_of(user)
     user.routing = _route(user, visit, history, router)
+    seeds: list[Seed] | None = None
+    if channels is not None:
+        user.seeds, seeds = channels.update(user.seeds, zip(visit.items, visit.ts, strict=True))
     user.number += 1
     session = Session(
         session_id=_session_id(user_id, visit),
@@ -312,7 +318,7 @@ def finish(user: User, user_id: str, visit: Visit, router: Any, policy: Policy) 
         items=visit.items if any(item is not None for item in visit.items) else None,
         cart=any(mark & CART for mark in visit.marks),
         purchase=any(mark & PURCHASE for mark in visit.marks),
-        context=Context(history, user.closed_id, user.closed_end_ms, user.routing),
+        context=Context(history, user.closed_id, user.closed_end_ms, user.routing, seeds),
     )
     user.closed_id, user.closed_end_ms = session.session_id, session.end_ms
     user.recent = (user.recent + visit.ids)[-RECENT_IDS * ID_BYTES :]

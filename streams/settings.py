@@ -58,13 +58,46 @@ class Settings(BaseSettings):
     expire_after_ms: int = Field(30 * DAY_MS, ge=1, description="a prediction waits so long for its session")
     profile: str | None = Field(None, description="site profile: a TOML file or the name of a ready one")
 
+    # Items
+    seeds: Literal["channels", "recency"] = Field(
+        "channels", description="seed events: the newest item of each of the heaviest channels, or the last items"
+    )
+    seed_events: int = Field(5, ge=1, le=100, description="most seed events kept for a user")
+    seed_gamma: float = Field(
+        0.923, gt=0.0, le=1.0, description="with each event a channel's weight falls to so much of it"
+    )
+    seed_protect: bool = Field(True, description="a channel survives its own event, however heavy the others are")
+
     # Models
-    bundle: Path | None = Field(None, description="directory of the model bundle that predicts")
+    bundle: Path | None = Field(None, description="directory of the model bundle that predicts while no champion is")
+    registry: str = Field("registry", description="where published bundles lie: a directory or any address of fsspec")
+    follow_models: bool = Field(True, description="serve the champion that the topic models names; else only BUNDLE")
+    shadow_share: float = Field(0.2, ge=0.0, le=1.0, description="share of users for whom the challenger predicts too")
+    shadow_wait_ms: int = Field(20, ge=0, description="a prediction waits so long for the challenger's")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     model_threads: int = Field(0, ge=0, description="CPU threads of the model; 0: all cores but one")
     batch_sessions: int = Field(64, ge=1, description="most sessions in a micro-batch")
     batch_ms: int = Field(2, ge=0, description="a micro-batch waits so long for more sessions")
     model_retries: int = Field(1, ge=0, description="a failing model is tried again so often")
+
+    # Archive
+    archive_dir: Path = Field(Path("archive"), description="where the trainer keeps the sessions, as Parquet by day")
+    archive_flush_ms: int = Field(10_000, ge=1, description="a session waits so long for its file, at most about")
+    archive_flush_sessions: int = Field(50_000, ge=1, description="sessions in a commit of the archive, at most about")
+    archive_retention_days: int = Field(90, ge=1, description="sessions so long before the newest one are deleted")
+    archive_forget_ms: int = Field(DAY_MS, ge=1, description="forgotten users are gone from the files within this")
+
+    # Trainer
+    trainer_dir: Path = Field(Path("trainer-state"), description="where the trainer keeps its refreshes and evidence")
+    trainer_port: int = Field(6067, ge=0, le=65_535, description="HTTP port of the trainer's /metrics; 0: a free one")
+    refresh_sessions: int = Field(5_000, ge=1, description="so many new sessions make a refresh of the models due")
+    refresh_ms: int = Field(DAY_MS, ge=1, description="so long after the last refresh REFRESH_LEAST are enough")
+    refresh_least: int = Field(500, ge=1, description="new sessions that time or drift must wait for")
+    refresh_from: Literal["champion", "scratch"] = Field("champion", description="what a refresh goes on from")
+    refresh_margin: float = Field(0.05, ge=0.0, description="a candidate may be worse by so much of a rival's figure")
+    window_days: int = Field(30, ge=1, description="a refresh learns from the sessions of so many days")
+    judged_share: float = Field(0.2, gt=0.0, lt=1.0, description="of the new sessions, the latest judge the candidate")
+    judged_users: int = Field(2_000, ge=1, description="most visitors that judge a candidate")
 
     # Worker
     state_dir: Path = Field(Path("state"), description="where RocksDB keeps the workers' state")

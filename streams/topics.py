@@ -59,7 +59,7 @@ def specs(settings: Settings, roles: Iterable[str] = ROLES) -> dict[str, Spec]:
     found[wire.CLICKS] = Spec(False, MIN_CLICK_BYTES, kept)
     found[wire.REJECTED] = Spec(False, 2 * MIN_CLICK_BYTES, month | {"max.message.bytes": str(3 * MIB)})
     found[wire.SESSIONS] = Spec(False, MIN_SESSION_BYTES, month | {"max.message.bytes": str(MIN_SESSION_BYTES)})
-    found[wire.MODELS] = Spec(True, 0, {})
+    found[wire.MODELS] = found[wire.ITEMS] = Spec(True, 0, {})
     topics = {settings.topic(name): found[name] for name in wire.TOPICS}
     changelog = {"max.message.bytes": str(MIN_CHANGELOG_BYTES), "segment.bytes": str(64 * MIB)}
     return topics | {settings.changelog(role): Spec(True, MIN_CHANGELOG_BYTES, changelog) for role in roles}

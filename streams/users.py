@@ -7,6 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaError, Producer
 
 from streams import clients, tail, wire
+from streams.channels import channels_of
 from streams.errors import BrokerUnavailable
 from streams.partitioner import partition_of
 from streams.sessions import User, decode_user, history_of
@@ -42,6 +43,10 @@ class UserState:
             ],
             "history": history_of(user),
             "routing": None if user.routing is None else {"router": user.routing.digest, "pages": user.routing.count},
+            "channels": [
+                {"item_id": one.item_id, "ts_ms": one.ts_ms, "weight": one.weight, "events_since": one.age}
+                for one in channels_of(user.seeds)
+            ],
             "events_this_minute": user.window_events,
         }
 

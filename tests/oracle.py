@@ -2,15 +2,17 @@
 
 `replay_log` follows the small print event by event. `simple_sessions` is the second, simpler form for logs whose
 disorder stays within the grace: sort, split at gaps, cut what is too long. `scores_of` pairs predictions with the
-sessions that came.
+sessions that came. `naive_channels` is Algorithm 1 of XPert as it is printed, `seeds_of` applies it to sessions.
 """
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from streams.settings import Settings
 
@@ -278,24 +280,53 @@ def simple_sessions(clicks: Iterable[Click], settings: Settings) -> list[Cut]:
 
 def score_of(prediction: dict[str, Any], session: dict[str, Any]) -> dict[str, Any]:
     """The score of a published prediction against the published session that came."""
+    shadow = prediction["shadow"]
+    return {
+        **_accuracy_of(prediction, session),
+        "session_id": session["session_id"],
+        "user_id": session["user_id"],
+        "cart": session["cart"],
+        "purchase": session["purchase"],
+        "cluster": prediction["cluster"],
+        "fallback": prediction["fallback"],
+        "session_end_ms": session["end_ms"],
+        "baselines": baselines_of(session),
+        "shadow": None if shadow is None else _accuracy_of(shadow, session),
+    }
+
+
+def _accuracy_of(prediction: dict[str, Any], session: dict[str, Any]) -> dict[str, Any]:
+    """What the champion's score and the challenger's have in common."""
     expected = {page["page"] for page in prediction["pages"]}
     came = set(session["pages"])
     both = len(expected & came)
     return {
         "prediction_id": prediction["prediction_id"],
-        "session_id": session["session_id"],
-        "user_id": session["user_id"],
         "hr": int(both > 0),
         "ioa": both / len(came),
         "iop": both / len(expected) if expected else 0.0,
         "iou": both / len(expected | came),
-        "cart": session["cart"],
         "cart_p": prediction["cart"],
         "cart_log_loss": log_loss(prediction["cart"], session["cart"]),
-        "purchase": session["purchase"],
         "purchase_p": prediction["purchase"],
         "purchase_log_loss": log_loss(prediction["purchase"], session["purchase"]),
         "model_version": prediction["model_version"],
+        "model_digest": prediction["model_digest"],
+    }
+
+
+def baselines_of(session: dict[str, Any]) -> dict[str, float] | None:
+    """IoU of the last session again, and of the seven pages in most of the visitor's sessions (the newest if equal)."""
+    history, came = session["context"]["history"], set(session["pages"])
+    if not history:
+        return None
+    counts = Counter(page for pages in history for page in set(pages))
+    seen = [page for pages in reversed(history) for page in pages]
+    most = set(sorted(counts, key=lambda page: (-counts[page], seen.index(page)))[:7])
+    last = set(history[-1])
+    return {
+        "last_session": len(last & came) / len(last | came),
+        "own_frequencies": len(most & came) / len(most | came),
     }
 
 
@@ -314,6 +345,58 @@ def log_loss(p: float, outcome: bool) -> float:
     """Negative log likelihood in nats, with p clipped at 1e-7 from both ends."""
     p = min(max(p, CLIP), 1 - CLIP)
     return -math.log(p if outcome else 1 - p)
+
+
+def naive_channels(
+    items: Iterable[str | None], clusters: Mapping[str, int], gamma: float, most: int, protect: bool = True
+) -> list[tuple[str, int, float]]:
+    """(item, cluster, weight) of the seed events after these items, heaviest first: one weight for every cluster.
+
+    With more digits and a longer exponent than float64, so that nothing underflows within 100,000 events at e^-0.08.
+    """
+    weights = np.zeros(1 + max(clusters.values(), default=0), dtype=np.longdouble)
+    newest: dict[int, tuple[int, str]] = {}
+    for number, item in enumerate(items):
+        if item is None or item not in clusters:
+            continue
+        weights *= np.longdouble(gamma)
+        touched = clusters[item]
+        weights[touched] += 1
+        newest[touched] = number, item
+        alive = [int(cluster) for cluster in np.flatnonzero(weights)]
+        if len(alive) > most:
+            others = [cluster for cluster in alive if not protect or cluster != touched]
+            weights[min(others, key=lambda cluster: (weights[cluster], newest[cluster]))] = 0
+    alive = sorted(np.flatnonzero(weights), key=lambda cluster: (weights[cluster], newest[cluster]), reverse=True)
+    return [(newest[cluster][1], int(cluster), float(weights[cluster])) for cluster in alive]
+
+
+def last_items(
+    items: Sequence[str | None], clusters: Mapping[str, int], gamma: float, most: int
+) -> list[tuple[str, int, float]]:
+    """(item, cluster, weight) of the last known items, each once, the newest first; the weight says how old it is."""
+    known = [item for item in items if item is not None and item in clusters][::-1]
+    first = sorted((known.index(item), item) for item in set(known))[:most]
+    return [(item, clusters[item], gamma**age) for age, item in first]
+
+
+def seeds_of(
+    sessions: Iterable[dict[str, Any]], clusters: Mapping[str, int], settings: Settings
+) -> list[list[tuple[str, int, float]]]:
+    """The seeds that each published session must carry; a user's sessions come in the order of their numbers."""
+    seen: dict[str, list[str | None]] = defaultdict(list)
+    found = []
+    for session in sessions:
+        if session["number"] == 1:  # a new visitor, or one who was forgotten
+            seen[session["user_id"]] = []
+        items = seen[session["user_id"]]
+        items += session["items"] or []
+        gamma, most = settings.seed_gamma, settings.seed_events
+        if settings.seeds == "recency":
+            found.append(last_items(items, clusters, gamma, most))
+        else:
+            found.append(naive_channels(items, clusters, gamma, most, settings.seed_protect))
+    return found
 
 
 def wrong_key(key: bytes | None) -> str | None:

@@ -22,6 +22,7 @@ RECORDS: dict[str, msgspec.Struct] = {
     wire.PREDICTIONS: PREDICTION,
     wire.SCORES: SCORE,
     wire.MODELS: wire.ModelAlias("champion", "1", DIGEST, "file:///b"),
+    wire.ITEMS: wire.Item("42", "a red shoe", "shoes", 59.9),
 }
 
 
@@ -41,7 +42,7 @@ def test_what_we_write_is_valid_and_each_field_is_required(topic: str) -> None:
     record = msgspec.to_builtins(RECORDS[topic])
     assert is_valid(topic, record)
     assert is_valid(topic, {**record, "new field": 1})
-    required = {"user_id", "ts", "page"} if topic == wire.CLICKS else set(record)
+    required = {wire.CLICKS: {"user_id", "ts", "page"}, wire.ITEMS: {"item_id"}}.get(topic, set(record))
     absent = {name for name in record if not is_valid(topic, {n: v for n, v in record.items() if n != name})}
     assert absent == required
 
@@ -63,5 +64,30 @@ def test_wrong_predictions(change: dict[str, Any]) -> None:
     assert not is_valid(wire.PREDICTIONS, {**msgspec.to_builtins(PREDICTION), **change})
 
 
-def test_forgetting_is_mentioned() -> None:
-    assert "null value" in schema(wire.CLICKS)["description"]
+@pytest.mark.parametrize("change", [{"item_id": ""}, {"item_id": 42}, {"price": "9"}, {"available": None}])
+def test_wrong_items(change: dict[str, Any]) -> None:
+    assert not is_valid(wire.ITEMS, {"item_id": "42", **change})
+
+
+DECISION = wire.ModelDecision(
+    "1", 5, "promoted", "v", DIGEST, "file:///b", "better", "judge", {"e": 31.0}, {"champion": DIGEST}
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "valid"),
+    [
+        ({}, True),
+        ({"aliases": {"champion": None}}, True),
+        ({"aliases": {"champion": "a"}}, False),
+        ({"decision": "eaten"}, False),
+        ({"alias": 3}, False),
+    ],
+)
+def test_decisions_about_models(change: dict[str, Any], valid: bool) -> None:
+    assert is_valid(wire.MODELS, {**msgspec.to_builtins(DECISION), **change}) == valid
+
+
+@pytest.mark.parametrize("topic", [wire.CLICKS, wire.SESSIONS, wire.MODELS, wire.ITEMS])
+def test_what_a_null_value_means_is_mentioned(topic: str) -> None:
+    assert "null value" in schema(topic)["description"]

@@ -14,6 +14,7 @@ from streams.metrics import Metrics
 from streams.sessionize import Sessionize, SessionizeShard
 from streams.sessions import Fate
 from streams.settings import Settings
+from tests.streams.itemtable import Clusters
 
 BASE = 1_700_000_000_000
 SETTINGS = Settings(gap_ms=60_000, grace_ms=100_000, ahead_ms=600_000, clock="live", idle_ms=1_000, partitions=1)
@@ -157,3 +158,29 @@ def test_users_long_silent_are_swept_out(again: bool, monkeypatch: pytest.Monkey
     assert (b"u" in store.records) is again
     assert b"v" in store.records
     assert shard.expired == (0 if again else 1)
+
+
+def seeds_of(outputs: list[tuple[str, Any]]) -> list[list[tuple[str, int]] | None]:
+    sessions = [value for topic, value in outputs if topic == wire.SESSIONS and value is not None]
+    found = [session["context"]["seeds"] for session in sessions]
+    return [None if one is None else [(seed["item_id"], seed["channel"]) for seed in one] for one in found]
+
+
+def test_seeds_are_published_by_the_bundle_in_use_and_forgotten_with_the_user() -> None:
+    """Another table maps them anew at the next close; a bundle without items publishes none."""
+    role, shard, store = open_shard(SETTINGS.but(clock="log", ahead_ms=10**9))
+    role.adopt(None, Clusters({"shoe": 1, "boot": 1}))
+    shard.apply([record(0, "u", 0, item_id="shoe"), record(1, "v", 500_000)])
+    assert seeds_of(flush(shard, store)) == [[("shoe", 1)]]
+    role.adopt(None, Clusters({"shoe": 7, "hat": 7}))
+    shard.apply([record(2, "u", 600_000, item_id="boot"), record(3, "v", 1_100_000, item_id="hat")])
+    assert seeds_of(flush(shard, store)) == [[], [("shoe", 7)]]
+    role.adopt(None, None)
+    shard.apply([record(4, "w", 1_700_000)])
+    assert seeds_of(flush(shard, store)) == [None]
+    shard.apply([ConsumerRecord("shop.clicks", 0, 5, BASE, 0, b"u", None, None, 0, 0, ())])
+    flush(shard, store)
+    assert b"u" not in store.records
+    role.adopt(None, Clusters({"shoe": 1, "boot": 1}))
+    shard.apply([record(6, "u", 1_700_000, item_id="boot"), record(7, "w", 2_500_000)])
+    assert [("boot", 1)] in seeds_of(flush(shard, store))

@@ -5,26 +5,32 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.channels import Channels
 from streams.sessionizer import Sessionizer
 from streams.sessions import CART, PURCHASE, Fate, Policy
 from streams.settings import Settings
 from streams.wire import Event, Session
 from tests import oracle
 from tests.streams.fakebroker import put
+from tests.streams.itemtable import Clusters
 
 BASE = 1_700_000_000_000
 GAP, GRACE, AHEAD = 60_000, 100_000, 600_000
 YEAR = 31_536_000_000
 MARKS = {"view": 0, "cart": CART, "purchase": PURCHASE}
-RULES = Settings(gap_ms=GAP, grace_ms=GRACE, ahead_ms=AHEAD)
+RULES = Settings(gap_ms=GAP, grace_ms=GRACE, ahead_ms=AHEAD, seed_events=2)
 CUTTING = RULES.but(max_session_events=3, max_session_ms=90_000)
-STRICT = CUTTING.but(max_events_per_minute=2, forget_after_ms=400_000, held_events=3)
+STRICT = CUTTING.but(max_events_per_minute=2, forget_after_ms=400_000, held_events=3, seeds="recency")
 FORGETFUL = RULES.but(ahead_users=2, forget_after_ms=400_000)
 bounded = settings(max_examples=60, deadline=None)
+
+ITEMS = ["i0", "i1", None, "i2", "i3", "unknown", "i4"]
+CLUSTERS = {"i0": 0, "i1": 1, "i2": 2, "i3": 0, "i4": 1}
 
 Entry = tuple[bytes, Event | None]  # None: the user is forgotten
 
@@ -37,7 +43,8 @@ def tame(draw: st.DrawFn) -> list[Entry]:
     now = BASE
     for number, (user, step) in enumerate(draw(st.lists(st.tuples(st.integers(0, 2), steps), min_size=1, max_size=50))):
         now += step
-        log.append((f"u{user}".encode(), Event(f"u{user}", now, f"p{number % 5}", f"e{number}")))
+        item = ITEMS[number % len(ITEMS)]
+        log.append((f"u{user}".encode(), Event(f"u{user}", now, f"p{number % 5}", f"e{number}", item_id=item)))
     return log
 
 
@@ -60,8 +67,8 @@ def wild(draw: st.DrawFn) -> list[Entry]:
             log.append((name.encode(), None))
         else:
             event_id = None if kind == "without id" else f"e{number}"
-            type_ = ("view", "cart", "purchase")[number % 3]
-            log.append((name.encode(), Event(name, now + shift, f"p{number % 5}", event_id, type_)))
+            type_, item = ("view", "cart", "purchase")[number % 3], ITEMS[number % len(ITEMS)]
+            log.append((name.encode(), Event(name, now + shift, f"p{number % 5}", event_id, type_, item)))
     return log
 
 
@@ -77,7 +84,11 @@ class Run:
     fates: list[Fate | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.one = Sessionizer(Policy.of(self.rules), self.store.get)
+        self.begin([])
+
+    def begin(self, records: list[tuple[bytes, bytes]]) -> None:
+        channels = Channels.of(self.rules, Clusters(CLUSTERS))
+        self.one = Sessionizer(Policy.of(self.rules), self.store.get, records, channels=channels)
 
     def feed(self, log: list[Entry], start: int = 0) -> "Run":
         for offset, (key, event) in enumerate(log, start):
@@ -112,7 +123,7 @@ class Run:
         if how.startswith("evict"):
             self.one.evict(0)
         elif how == "restart":
-            self.one = Sessionizer(Policy.of(self.rules), self.store.get, list(self.store.items()))
+            self.begin(list(self.store.items()))
 
     def result(self) -> tuple[object, ...]:
         return self.sessions, self.late, self.capped, self.fates, self.one.clock
@@ -237,7 +248,7 @@ def test_sessions_of_a_user_never_overlap(log: list[Entry], rules: Settings) -> 
 
 @pytest.mark.parametrize("ended", [False, True])
 @settings(max_examples=150, deadline=None)
-@given(log=wild(), rules=st.sampled_from([RULES, RULES.but(grace_ms=0), FORGETFUL]))
+@given(log=wild(), rules=st.sampled_from([RULES, RULES.but(grace_ms=0), FORGETFUL, RULES.but(seeds="recency")]))
 def test_same_as_the_oracle(log: list[Entry], ended: bool, rules: Settings) -> None:
     records = []
     for offset, (key, event) in enumerate(log):
@@ -255,6 +266,12 @@ def test_same_as_the_oracle(log: list[Entry], ended: bool, rules: Settings) -> N
         for s in run.contents()
     ]
     assert sorted(cuts) == sorted(expected.sessions)
+    published = [session for session in run.sessions if isinstance(session, Session)]
+    seeds = oracle.seeds_of([msgspec.to_builtins(session) for session in published], CLUSTERS, rules)
+    for session, wanted in zip(published, seeds, strict=True):
+        found = session.context.seeds or []
+        assert [(seed.item_id, seed.channel) for seed in found] == [one[:2] for one in wanted]
+        assert [seed.weight for seed in found] == pytest.approx([one[2] for one in wanted])
     assert sorted((e.user_id, e.ts, by) for e, by in run.late) == sorted(expected.late)
     for offset, fate in enumerate(run.fates):
         final = expected.fates[0, offset]

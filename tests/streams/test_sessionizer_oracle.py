@@ -34,6 +34,7 @@ def random_log(choose: random.Random, size: int, tame: bool) -> list[Record]:
         ts = now - (choose.randrange(disorder) if choose.random() < 0.4 else 0)
         ts += choose.choice([600_000, 4_000_000, 10**11]) if choose.random() < wild else 0
         value: dict[str, object] = {"user_id": user, "ts": ts, "page": f"p{choose.randrange(9)}"}
+        value["item_id"] = f"i{offset % 7}"
         value["type"] = choose.choice(["view", "view", "cart", "purchase"])
         if tame or choose.random() < 0.9:  # without an id, one sent again is a new event, behind the watermark perhaps
             value["event_id"] = f"e{offset}"

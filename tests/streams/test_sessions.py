@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
 from models.routing import CentroidRouter, Router, page_costs
+from streams.channels import NO_CHANNELS, Channels
 from streams.sessionizer import Sessionizer
 from streams.sessions import (
     CART,
@@ -27,7 +29,7 @@ from streams.sessions import (
     step,
 )
 from streams.settings import Settings
-from streams.wire import Event, Session
+from streams.wire import Event, Seed, Session
 
 BASE = 1_700_000_000_000
 GAP, GRACE = 60_000, 200_000
@@ -348,3 +350,57 @@ def test_another_router_starts_from_the_history() -> None:
     routing = finish(user, "u", visit, new, rules).context.routing
     assert routing is not None
     assert (routing.digest, routing.sums, routing.count) == ("new", *new.add(None, 0, pages))
+
+
+# ---------------------------------------------------------------- seed events
+
+
+class Shelves:
+    """A table of items: each has the cluster of its first letter."""
+
+    def cluster(self, item_id: str) -> int | None:
+        return "abc".find(item_id[0]) if item_id[0] in "abc" else None
+
+
+def looked_at(items: Sequence[tuple[int, str | None]], user: User, rules: Policy, by: Channels | None) -> Session:
+    """The session of these items, in the order given."""
+    for ms, item in items:
+        step(user, Event("u", BASE + ms, "p", item_id=item), ms.to_bytes(ID_BYTES), 0, EARLY, rules)
+    (visit,) = close_due(user, None, rules)
+    return finish(user, "u", visit, None, rules, by)
+
+
+def test_seeds_go_from_session_to_session() -> None:
+    """By event time within a session, and in the user's record between two."""
+    user, rules, by = User(), policy(), Channels(Shelves(), 0.5, 3)
+    first = looked_at([(2, "b1"), (1, "a1"), (3, None), (4, "x1")], user, rules, by)
+    assert first.context.seeds == [Seed("b1", 1, 1.0, BASE + 2), Seed("a1", 0, 0.5, BASE + 1)]
+    user = decode_user(encode_user(user))
+    second = looked_at([(10**6, "a2")], user, rules, by)
+    assert second.context.seeds == [Seed("a2", 0, 1.25, BASE + 10**6), Seed("b1", 1, 0.5, BASE + 2)]
+
+
+def test_without_a_table_there_are_no_seeds_and_what_is_kept_stays() -> None:
+    user, rules, by = User(), policy(), Channels(Shelves(), 0.5, 3)
+    looked_at([(0, "a1")], user, rules, by)
+    kept = bytes(user.seeds)
+    assert looked_at([(10**6, "b1")], user, rules, None).context.seeds is None
+    assert bytes(user.seeds) == kept
+
+
+def test_who_touches_no_known_item_costs_no_bytes() -> None:
+    rules, with_table, without = policy(), User(), User()
+    session = looked_at([(0, None), (1, "x1")], with_table, rules, Channels(Shelves(), 0.5, 3))
+    looked_at([(0, None), (1, "x1")], without, rules, None)
+    assert session.context.seeds == []
+    assert encode_user(with_table) == encode_user(without)
+
+
+def test_records_from_before_the_seeds_are_read() -> None:
+    """With the null that stood there, and from before there was a place for them."""
+    user = User(last_ms=5, number=3)
+    fields = msgspec.msgpack.decode(encode_user(user))
+    assert fields[-1] is None
+    for before in (fields, fields[:-1]):
+        found = decode_user(msgspec.msgpack.encode(before))
+        assert (found.number, bytes(found.seeds)) == (3, bytes(NO_CHANNELS))

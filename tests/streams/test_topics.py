@@ -60,6 +60,7 @@ def test_created_topics_pass_the_check_and_are_created_once(settings_for: Callab
         ("clicks", "message.timestamp.type", "LogAppendTime", "message.timestamp.type=CreateTime"),
         ("sessions", "max.message.bytes", "1000000", "max.message.bytes=4194304"),
         ("models", "cleanup.policy", "compact,delete", "cleanup.policy=compact"),
+        ("items", "cleanup.policy", "delete", "cleanup.policy=compact"),
         ("browsecast-score-state-changelog", "cleanup.policy", "delete", "cleanup.policy=compact"),
     ],
 )
