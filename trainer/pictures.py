@@ -42,13 +42,13 @@ def forest(differences: Figures, words: Mapping[str, str]) -> str:
         canvas = Canvas(figsize=(10.2, rows * (0.9 + 0.27 * len(names))))
         for place, measure in enumerate(shown):
             axes = canvas.add_subplot(rows, columns, place + 1)
-            _panel(axes, [differences[name][measure] for name in names], MEASURES[measure].better)
+            panel(axes, [differences[name][measure] for name in names], MEASURES[measure].better)
             axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names))
             axes.set_ylim(len(names) - 0.5, -0.5)
             side = "right" if MEASURES[measure].better > 0 else "left"
             axes.set_title(f"{words[measure]}, {side} is better", fontsize=9.5, loc="left")
         canvas.tight_layout()
-        return _svg(canvas)
+        return svg(canvas)
 
 
 def calibration(bins: Mapping[str, Mapping[str, Sequence["Bin"]]], names: Sequence[str]) -> str:
@@ -67,10 +67,11 @@ def calibration(bins: Mapping[str, Mapping[str, Sequence["Bin"]]], names: Sequen
             axes.set_ylabel(f"share with a {outcome}")
             axes.legend(frameon=False, loc="upper left")
         canvas.tight_layout()
-        return _svg(canvas)
+        return svg(canvas)
 
 
-def _panel(axes: "Axes", found: Sequence[Figure | None], better: int) -> None:
+def panel(axes: "Axes", found: Sequence[Figure | None], better: int) -> None:
+    """Differences with their intervals, one below the other; `better`: 1 where more is better, -1 where less is."""
     axes.axvline(0, color=FAINT, linewidth=1)
     for place, figure in enumerate(found):
         if figure is None:
@@ -89,7 +90,8 @@ def _reliability(axes: "Axes", bins: Sequence["Bin"], colour: str, name: str, sp
     axes.errorbar(p, rate, yerr=away, fmt="o-", color=colour, linewidth=1.4, markersize=4, label=name)
 
 
-def _svg(canvas: Canvas) -> str:
+def svg(canvas: Canvas) -> str:
+    """The picture, in the colours of its page."""
     out = StringIO()
     canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = out.getvalue()

@@ -71,8 +71,8 @@ def read_recipe(path: Path | None, **changes: Any) -> Recipe:
         raise TrainingError(f"recipe {path}: there is no table [{name}]. A recipe has [sessions], [train] and [paper].")
     train = content.get("train", {}) | changes
     if "paper" in content:
-        train["paper"] = _table(f"recipe {path}, [paper]", content["paper"], PaperOptions)
-    rules = _table(f"recipe {path}, [sessions]", content.get("sessions", {}), SessionRules)
+        train["paper"] = fill(f"recipe {path}, [paper]", content["paper"], PaperOptions)
+    rules = fill(f"recipe {path}, [sessions]", content.get("sessions", {}), SessionRules)
     if rules.profile is not None and rules.profile.endswith(".toml"):
         rules = dataclasses.replace(rules, profile=str(path.parent / rules.profile))
     return Recipe(rules, _options(f"recipe {path}, [train]", train))
@@ -104,10 +104,11 @@ def divide(cut: Path, directory: Path, rules: SessionRules, seed: int = 0) -> di
 
 
 def _options(where: str, values: dict[str, Any]) -> TrainOptions:
-    return _table(where, (TABLE_14 if values.get("mode") == "paper" else {}) | values, TrainOptions)
+    return fill(where, (TABLE_14 if values.get("mode") == "paper" else {}) | values, TrainOptions)
 
 
-def _table(where: str, values: dict[str, Any], kind: type[T]) -> T:
+def fill(where: str, values: dict[str, Any], kind: type[T]) -> T:
+    """The options `kind` with these values. Raises TrainingError that names the key; `where` says in which table."""
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:

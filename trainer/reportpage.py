@@ -1,6 +1,5 @@
 """report.html: one page that needs nothing else, with the verdict, tables, pictures and examples."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,14 +54,9 @@ def write_page(report: Report, rows: dict[str, Rows], directory: Path) -> Path:
 
 def html(report: Report, rows: dict[str, Rows]) -> str:
     """The page. `rows`: by predictor, as in predictions.parquet."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"figure": _figure, "number": _number}
-    template = environment.from_string(resources.files("trainer").joinpath("resources", TEMPLATE).read_text("utf-8"))
     with_p = [BUNDLE] + [name for name in (report.rival,) if report.reliability[name]]
     bundle = rows[BUNDLE]
-    return template.render(
+    return template(TEMPLATE).render(
         report=report,
         bundle=BUNDLE,
         headline=HEADLINE,
@@ -76,6 +70,19 @@ def html(report: Report, rows: dict[str, Rows]) -> str:
         base={name: sum(row[name] for row in bundle) / len(bundle) for name in OUTCOMES},
         worst=[name for name in MEASURES if name.endswith("_worst_decile")],
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of resources/, with the filters `figure` and `number`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trainer", "resources"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": _figure, "number": _number}
+    return environment.get_template(name)
 
 
 def examples(rows: Rows) -> list[Shown]:

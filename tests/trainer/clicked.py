@@ -1,0 +1,63 @@
+"""Made-up clicks on items: visitors who stay with the items of one kind, with times and without."""
+
+import numpy as np
+
+from trainer.interactions import Interactions, Task
+from trainer.protocols import DAY_MS, HOUR_MS, Histories, LastItems, LaterDays
+
+ITEMS = [f"i{place}" for place in range(40)]
+KINDS = 4
+
+
+def histories(users: int = 120, seed: int = 0, labels: int = 2) -> Histories:
+    """Items of one kind mostly; an item leads to the next of its kind."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _user in range(users):
+        row = [int(rng.integers(len(ITEMS)))]
+        for _ in range(int(rng.integers(4, 14))):
+            step = KINDS if rng.random() < 0.7 else int(rng.integers(1, len(ITEMS)))
+            row.append((row[-1] + step) % len(ITEMS))
+        rows.append([ITEMS[item] for item in row])
+    return Histories(
+        [f"u{user}" for user in range(users)], [row[:-labels] for row in rows], [row[-labels:] for row in rows]
+    )
+
+
+def by_place(users: int = 120, seed: int = 0) -> Task:
+    """Each visitor's last two items are the labels."""
+    return LastItems(validation=30, test=60).task("made-up", histories(users, seed), None, ITEMS)
+
+
+def clicks(users: int = 150, days: int = 6, seed: int = 0) -> Interactions:
+    """A log with times: sessions of a few clicks, a minute apart."""
+    rng = np.random.default_rng(seed)
+    item, ts, session, sizes = [], [], [], []
+    for _ in range(users):
+        rows = []
+        for number, start in enumerate(np.sort(rng.integers(0, days * DAY_MS, int(rng.integers(1, 6)))).tolist()):
+            clicked = int(rng.integers(len(ITEMS)))
+            for place in range(int(rng.integers(1, 5))):
+                rows.append((start + place * 60_000, (clicked + place * KINDS) % len(ITEMS), number))
+        rows.sort()
+        sizes.append(len(rows))
+        ts += [row[0] for row in rows]
+        item += [row[1] for row in rows]
+        session += [row[2] for row in rows]
+    return Interactions(
+        users=[f"u{user}" for user in range(users)],
+        items=ITEMS,
+        first=np.concatenate([[0], np.cumsum(sizes)]),
+        item=np.array(item, dtype=np.int32),
+        ts=np.array(ts, dtype=np.int64) + 1_500_000_000_000,
+        session=np.array(session, dtype=np.int32),
+    )
+
+
+DAYS = LaterDays((2, 4), (4, 5), (5, 6), train=80, validation=40, test=40, index_clicks=8)
+SPAN = 24 * HOUR_MS
+
+
+def by_days(users: int = 150, seed: int = 0) -> Task:
+    """The days after those of the training hold the labels."""
+    return DAYS.task("made-up news", clicks(users, seed=seed))

@@ -1,0 +1,81 @@
+"""Recipes of retrieval: one experiment as one readable TOML file, from the log to the report.
+
+[log]         how the log is read (`ItemLog`)
+[last_items]  each user's last items are the labels (`LastItems`), or
+[later_days]  the days after those of the training are (`LaterDays`)
+[train]       how operators and networks are trained (`XPertOptions`)
+[baselines]   names: who stands beside them
+"""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.errors import TrainingError
+from trainer.interactionfiles import read_attributes, read_clicks, read_released, read_sequences
+from trainer.interactions import Task
+from trainer.protocols import LastItems, LaterDays
+from trainer.recipes import fill
+from trainer.xpert import XPertOptions
+
+TABLES = ("log", "last_items", "later_days", "train", "baselines")
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemLog:
+    """What the log is: a file of sequences or of clicks, or the directory of AmazonReviews-1M as released."""
+
+    format: Literal["sequences", "clicks", "released"]
+    attributes: str | None = None  # a file beside the log: attributes of the items of sequences
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """Who stands beside the trained retrievers, by the names in `trainer.retrieval_contenders`."""
+
+    names: tuple[str, ...] = ("popularity", "counts", "nearest items")
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemsRecipe:
+    """What a recipe file says."""
+
+    log: ItemLog
+    protocol: LastItems | LaterDays
+    options: XPertOptions
+    baselines: tuple[str, ...]
+
+    def task(self, path: Path) -> Task:
+        """The task that the protocol makes of the log at `path`. Raises TrainingError."""
+        name = path.stem
+        if isinstance(self.protocol, LaterDays):
+            return self.protocol.task(name, read_clicks(path))
+        if self.log.format == "released":
+            told, items, vectors = read_released(path)
+            return self.protocol.task(name, told, vectors, items)
+        told = read_sequences(path)
+        items = sorted({item for row in (*told.items, *told.labels) for item in row})
+        beside = None if self.log.attributes is None else path.parent / self.log.attributes
+        return self.protocol.task(name, told, None if beside is None else read_attributes(beside, items), items)
+
+
+def read_items_recipe(path: Path) -> ItemsRecipe:
+    """The recipe in `path`. Raises TrainingError that names the file and the key."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        what = f"recipe {path} cannot be read ({error})"
+        raise TrainingError(f"{what}. Give a TOML file like those in recipes/items.") from None
+    for name in set(content) - set(TABLES):
+        raise TrainingError(f"recipe {path}: there is no table [{name}]. There are {', '.join(TABLES)}.")
+
+    def table(name: str, kind: type[Any]) -> Any:
+        return fill(f"recipe {path}, [{name}]", content.get(name, {}), kind)
+
+    log = table("log", ItemLog)
+    wanted, unwanted = ("later_days", "last_items") if log.format == "clicks" else ("last_items", "later_days")
+    if unwanted in content:
+        raise TrainingError(f"recipe {path}: a log of {log.format} is divided by [{wanted}], not by [{unwanted}].")
+    protocol = table(wanted, LaterDays if wanted == "later_days" else LastItems)
+    return ItemsRecipe(log, protocol, table("train", XPertOptions), table("baselines", Baselines).names)
