@@ -1,5 +1,6 @@
 """A bundle: everything a prediction is made with, in one directory whose every byte is verified before use."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from models.config import (
     Outcome,
     decode_config,
     decode_vocabulary,
+    version_of,
     write_json,
 )
 from models.encoder import encoder_digest, encoder_path
@@ -81,7 +83,7 @@ def load_bundle(path: Path, device: Device = "auto") -> Bundle:
     verified = verify(path)
     config = decode_config(verified)
     vocabulary = decode_vocabulary(verified)
-    tensors = {name: _tensors(verified, name) for name in (EMBEDDINGS, SELECTOR, OUTCOMES)}
+    tensors = {name: read_tensors(verified, name) for name in (EMBEDDINGS, SELECTOR, OUTCOMES)}
     embeddings = tensors[EMBEDDINGS].get("embeddings")
     if embeddings is None or embeddings.shape[0] != len(vocabulary):
         raise BundleRefused(path, EMBEDDINGS, f"not one row for each of the {len(vocabulary)} tokens of {VOCABULARY}")
@@ -99,7 +101,7 @@ def load_bundle(path: Path, device: Device = "auto") -> Bundle:
     ]
     bundle = Bundle(config, vocabulary, router, routing, predictor, heads)
     bundle.digest = verified.digest
-    bundle.version = f"{config.created[:19].replace(':', '')}-{verified.digest[7:15]}"
+    bundle.version = version_of(config, verified.digest)
     return bundle
 
 
@@ -122,8 +124,9 @@ def save_bundle(
     """
 
     def fill(work: Path) -> None:
-        write_json(work / CONFIG, config)
         write_json(work / VOCABULARY, vocabulary)
+        belongs = hashlib.sha256((work / VOCABULARY).read_bytes()).hexdigest()
+        write_json(work / CONFIG, msgspec.structs.replace(config, vocabulary_sha256=belongs))
         (work / CARD).write_text(card, encoding="utf-8")
         safetensors.numpy.save_file({"embeddings": embeddings}, work / EMBEDDINGS)
         safetensors.numpy.save_file(selector, work / SELECTOR)
@@ -155,7 +158,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
 
 
-def _tensors(verified: Verified, name: str) -> dict[str, torch.Tensor]:
+def read_tensors(verified: Verified, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a verified safetensors file. Raises BundleRefused, for NaN and infinite numbers, too."""
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(verified.read(name))
     except SafetensorError as error:
@@ -179,12 +183,12 @@ def _encoder(path: Path, config: BundleConfig) -> Path | None:
 
 def _predictor(verified: Verified, config: BundleConfig, tokens: int, device: torch.device) -> Predictor:
     if config.backend == "token":
-        return Token(LanguageModel(_model(verified, 0, tokens + config.clusters), device), config.clusters)
+        return Token(LanguageModel(read_model(verified, 0, tokens + config.clusters), device), config.clusters)
     if config.backend == "separate":
-        return Separate([LanguageModel(_model(verified, k, tokens), device) for k in range(config.clusters)])
+        return Separate([LanguageModel(read_model(verified, k, tokens), device) for k in range(config.clusters)])
     place = f"{PREDICTORS}/{ADAPTERS}"
     try:
-        adapters = Adapters.from_tensors(_model(verified, 0, tokens), _tensors(verified, place))
+        adapters = Adapters.from_tensors(read_model(verified, 0, tokens), read_tensors(verified, place))
     except ValueError as error:
         raise BundleRefused(verified.root, place, str(error)) from None
     if adapters.clusters != config.clusters:
@@ -193,9 +197,10 @@ def _predictor(verified: Verified, config: BundleConfig, tokens: int, device: to
     return Separate([LanguageModel(adapters.merge(k), device) for k in range(config.clusters)])
 
 
-def _model(verified: Verified, number: int, tokens: int) -> Any:
+def read_model(verified: Verified, number: int, tokens: int) -> Any:
+    """The transformers model `number` of a verified bundle, which must know `tokens` tokens. Raises BundleRefused."""
     place = f"{PREDICTORS}/{number}"
-    weights = _tensors(verified, f"{place}/model.safetensors")
+    weights = read_tensors(verified, f"{place}/model.safetensors")
     try:
         config = msgspec.json.decode(verified.read(f"{place}/config.json"), type=dict[str, Any])
         model = restore(config, weights)

@@ -87,6 +87,7 @@ class BundleConfig(msgspec.Struct, frozen=True):
     soft: bool = False
     embedding: Embedding = "pages"
     encoder: EncoderUsed | None = None  # where `embedding` is "text"
+    vocabulary_sha256: str | None = None  # the vocabulary.json that the weights belong to; `save_bundle` fills it in
     library_versions: dict[str, str] = {}
     training: dict[str, Any] = {}
 
@@ -106,6 +107,9 @@ def decode_config(verified: Verified) -> BundleConfig:
         config = msgspec.convert(head, BundleConfig)
     except msgspec.MsgspecError as error:
         raise BundleRefused(verified.root, CONFIG, f"not a bundle's config ({error})") from None
+    listed = verified.manifest.files.get(VOCABULARY)
+    if config.vocabulary_sha256 is not None and (listed is None or listed.sha256 != config.vocabulary_sha256):
+        raise BundleRefused(verified.root, VOCABULARY, f"not the vocabulary that {CONFIG} was written with")
     return config
 
 
@@ -115,6 +119,11 @@ def decode_vocabulary(verified: Verified) -> Vocabulary:
         return msgspec.json.decode(verified.read(VOCABULARY), type=Vocabulary)
     except msgspec.DecodeError as error:
         raise BundleRefused(verified.root, VOCABULARY, f"not a vocabulary ({error})") from None
+
+
+def version_of(config: BundleConfig, digest: str) -> str:
+    """A readable name that changes with the digest: when it was made, and how the digest begins."""
+    return f"{config.created[:19].replace(':', '')}-{digest.removeprefix('sha256:')[:8]}"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,8 +4,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -20,8 +21,11 @@ class BundleRefused(Exception):
 
     exit_code = 5
 
-    def __init__(self, bundle: Path, name: str, what: str, remedy: str = "Copy or train the bundle again.") -> None:
+    def __init__(
+        self, bundle: Path | str, name: str, what: str, remedy: str = "Copy or train the bundle again."
+    ) -> None:
         super().__init__(f"Bundle {bundle} refused: {name}: {what}. {remedy}")
+        self.name, self.what, self.remedy = name, what, remedy
 
 
 class File(msgspec.Struct, frozen=True):
@@ -47,7 +51,7 @@ class Verified:
         self.digest = digest
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, checked against its digest. Raises BundleRefused."""
+        """The bytes of a file, checked against its digest; a pickle is none. Raises BundleRefused."""
         listed = self.manifest.files.get(name)
         if listed is None:
             raise BundleRefused(self.root, name, "not in the manifest, and needed")
@@ -57,8 +61,7 @@ class Verified:
             content = path.read_bytes()
         except OSError as error:
             raise BundleRefused(self.root, name, f"in the manifest but cannot be read ({error.strerror})") from None
-        if len(content) != listed.bytes or hashlib.sha256(content).hexdigest() != listed.sha256:
-            raise BundleRefused(self.root, name, f"its {len(content)} bytes do not match the manifest's digest")
+        _check_content(self.root, name, listed, content)
         return content
 
 
@@ -72,15 +75,28 @@ def open_manifest(path: Path) -> Verified:
             path, MANIFEST, f"cannot be read ({error.strerror})", "Give the directory that `train --bundle` wrote."
         ) from None
     _check_place(root, root / MANIFEST, MANIFEST)
+    return Verified(root, decode_manifest(path, content), digest_of(content))
+
+
+def decode_manifest(bundle: Path | str, content: bytes) -> Manifest:
+    """The manifest of the bundle at a path or address. Raises BundleRefused, also for a file outside the bundle."""
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:
-        raise BundleRefused(path, MANIFEST, f"not a manifest ({error})") from None
+        raise BundleRefused(bundle, MANIFEST, f"not a manifest ({error})") from None
     if manifest.format != FORMAT:
-        raise BundleRefused(
-            path, MANIFEST, f"format {manifest.format}; this version reads {FORMAT}", "Update Browsecast or train anew."
-        )
-    return Verified(root, manifest, f"sha256:{hashlib.sha256(content).hexdigest()}")
+        what = f"format {manifest.format}; this version reads {FORMAT}"
+        raise BundleRefused(bundle, MANIFEST, what, "Update Browsecast or train anew.")
+    for name in manifest.files:
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts or str(place) != name or name in (".", MANIFEST):
+            raise BundleRefused(bundle, MANIFEST, f"lists {name!r}, which is no place inside a bundle")
+    return manifest
+
+
+def digest_of(manifest: bytes) -> str:
+    """The digest of a bundle: `sha256:` and the hex digest of its manifest, which holds those of all other files."""
+    return f"sha256:{hashlib.sha256(manifest).hexdigest()}"
 
 
 def verify(path: Path) -> Verified:
@@ -93,12 +109,27 @@ def verify(path: Path) -> Verified:
     for name in sorted(listed - found):
         raise BundleRefused(path, name, "in the manifest but missing")
     for name in sorted(listed):
-        content = verified.read(name)
-        if Path(name).suffix in PICKLE_SUFFIXES or content.startswith(PICKLE_HEADS):
-            raise BundleRefused(
-                path, name, "a pickle or an archive, which can run code when opened", "Save weights as safetensors."
-            )
+        verified.read(name)
     return verified
+
+
+def receive(bundle: str, digest: str, path: Path, read: Callable[[str], bytes]) -> Verified:
+    """Copy the bundle at address `bundle`, whose digest is known, to the new directory `path`, in one step.
+
+    `read(name)` gives a file's bytes; only what the manifest lists is read. BundleRefused leaves no `path`.
+    """
+    content = read(MANIFEST)
+    if digest_of(content) != digest:
+        raise BundleRefused(bundle, MANIFEST, f"its digest is {digest_of(content)}, not {digest}")
+    manifest = decode_manifest(bundle, content)
+    with _one_step(path) as work:
+        for name, listed in manifest.files.items():
+            received = read(name)
+            _check_content(bundle, name, listed, received)
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).write_bytes(received)
+        (work / MANIFEST).write_bytes(content)
+    return Verified(path.resolve(), manifest, digest)
 
 
 def write_bundle(path: Path, fill: Callable[[Path], None]) -> None:
@@ -106,26 +137,44 @@ def write_bundle(path: Path, fill: Callable[[Path], None]) -> None:
 
     Whoever opens `path` sees the old bundle, none for an instant, or the new one; never a half.
     """
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        work.chmod(0o755)
+    with _one_step(path) as work:
         fill(work)
         files = {}
         for name in sorted(_walk(work)):
             content = (work / name).read_bytes()
             files[name] = File(hashlib.sha256(content).hexdigest(), len(content))
         (work / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(Manifest(files)), indent=1))
-        _sync([work / name for name in (*files, MANIFEST)] + sorted({(work / name).parent for name in files} | {work}))
+
+
+@contextmanager
+def _one_step(path: Path) -> Iterator[Path]:
+    """A directory to be filled, which then takes the place of `path`; nothing stays of it after an error."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        work.chmod(0o755)
+        yield work
+        files = [work / name for name in (*_walk(work), MANIFEST)]
+        sync(files + sorted({file.parent for file in files}))
         old = work.with_name(work.name + ".old")
         if path.exists():
             path.rename(old)
         work.rename(path)
-        _sync([path.parent])
+        sync([path.parent])
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Wait until files and directories would survive a power cut."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _walk(root: Path) -> Iterable[str]:
@@ -143,10 +192,9 @@ def _check_place(root: Path, path: Path, name: str) -> None:
         raise BundleRefused(root, name, "a link or a place outside the bundle", "Put the file itself there.")
 
 
-def _sync(paths: Iterable[Path]) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _check_content(bundle: Path | str, name: str, listed: File, content: bytes) -> None:
+    if len(content) != listed.bytes or hashlib.sha256(content).hexdigest() != listed.sha256:
+        raise BundleRefused(bundle, name, f"its {len(content)} bytes do not match the manifest's digest")
+    if PurePosixPath(name).suffix in PICKLE_SUFFIXES or content.startswith(PICKLE_HEADS):
+        what = "a pickle or an archive, which can run code when opened"
+        raise BundleRefused(bundle, name, what, "Save weights as safetensors.")

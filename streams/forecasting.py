@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from models.visit import Forecast, Visit
+from streams.wire import Session
 
 log = structlog.get_logger()
 
@@ -52,6 +53,28 @@ class Answered(msgspec.Struct, array_like=True):
 
     answers: list[Answer]
     failures: dict[str, int] = {}
+
+
+class Predictor(Protocol):
+    """A model in this process or another; it does not hold up the event loop."""
+
+    @property
+    def loaded(self) -> Loaded:
+        """Which bundle it is."""
+
+    async def answer(self, visits: Sequence[Visit]) -> Answered:
+        """One answer for each visit, in order."""
+
+    async def close(self) -> None:
+        """Nobody asks any more."""
+
+
+def visit_of(session: Session, router_digest: str) -> Visit:
+    """What a model with this router is asked when the session has closed."""
+    routing = session.context.routing
+    # Sums of another bundle's router say nothing to this one, which then routes by the pages of the context.
+    sums = routing.sums if routing is not None and routing.digest == router_digest else None
+    return Visit(session.session_id, [*session.context.history, session.pages], sums)
 
 
 class Forecasting:

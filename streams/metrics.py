@@ -59,6 +59,17 @@ class Metrics:
 
     def _models(self) -> None:
         self.model_loaded = self._gauge("model_loaded", "1 for the bundle in use", "model", "digest")
+        self.challenger_loaded = self._gauge("challenger_loaded", "1 for the bundle in shadow", "model", "digest")
+        self.models_refused = self._counter(
+            "models_refused", "times that a bundle could not serve though an alias names it", "alias"
+        )
+        self.model_swaps = self._counter("model_swaps", "champions that took over while the worker ran")
+        self.model_swap_seconds = self._histogram(
+            "model_swap_seconds", "from a champion's name to its first turn: fetch, verify, load, warm", RESTORE_BUCKETS
+        )
+        self.shadow_predictions = self._counter(
+            "shadow_predictions", "sessions the challenger was asked for: made, late, busy, failed", "outcome"
+        )
         self.predictions = self._counter("predictions", "predictions by model and fallback reason", "model", "fallback")
         self.batch_sessions = self._histogram(
             "batch_sessions", "sessions in a micro-batch", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)

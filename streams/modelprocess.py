@@ -16,8 +16,9 @@ import struct
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 import structlog
@@ -33,15 +34,21 @@ DEATHS = 5  # of the process in a row, without a forecast between: then the work
 EXIT_S = 2.0  # from the end of its output to its own
 LOST = "model_lost"
 CHANGED_CODE = 5  # as a refused bundle
+NICENESS = 10  # of what must not slow down the model at work
 _LENGTH = struct.Struct("<I")
 
 log = structlog.get_logger()
+
+
+# full: nobody else is at work; beside: it loads while another model is; shadow: another one is, always
+Pace = Literal["full", "beside", "shadow"]
 
 
 class Setup(msgspec.Struct):
     """What the child works with."""
 
     bundle: str
+    pace: Pace
     device: str
     threads: int
     retries: int
@@ -73,11 +80,13 @@ class _Died(Exception):
 class ModelProcess:
     """The worker's side: asks the child, and starts another when it died."""
 
-    def __init__(self, settings: Settings, bundle: Path) -> None:
-        """Nothing is started yet. `bundle` is the bundle's directory."""
+    def __init__(self, settings: Settings, bundle: Path, digest: str | None = None, pace: Pace = "full") -> None:
+        """Nothing is started yet. `bundle` is the bundle's directory, `digest` what it must have (None: anything)."""
         threads = settings.model_threads or max(1, (os.cpu_count() or 1) - 1)
-        self._setup = Setup(str(bundle), settings.device, threads, settings.model_retries, settings.log_level)
+        self._setup = Setup(str(bundle), pace, settings.device, threads, settings.model_retries, settings.log_level)
+        self._digest = digest
         self._process: asyncio.subprocess.Process | None = None
+        self._asking = asyncio.Lock()
         self._loaded: Loaded | None = None
         self._deaths = 0
 
@@ -104,6 +113,10 @@ class ModelProcess:
 
         Raises ModelLost when nothing helps, and ModelRefused when the bundle has changed meanwhile.
         """
+        async with self._asking:
+            return await self._answer(visits)
+
+    async def _answer(self, visits: Sequence[Visit]) -> Answered:
         died = 0
         while True:
             try:
@@ -125,6 +138,11 @@ class ModelProcess:
             if died:
                 answered.failures["died"] = died
             return answered
+
+    async def retire(self) -> None:
+        """Let the answer under way come out, then end the child; nobody may ask any more."""
+        async with self._asking:
+            await self.close()
 
     async def close(self) -> None:
         """End the child."""
@@ -150,14 +168,16 @@ class ModelProcess:
         if isinstance(first, Refusal):
             await self.close()
             raise ModelRefused(first.message, first.exit_code)
-        if self._loaded is not None and first != self._loaded:
+        if self._digest not in (None, first.digest):
             await self.close()
             raise ModelRefused(
-                f"{self._setup.bundle} is not the bundle any more that this worker began with ({first.digest} instead "
-                f"of {self._loaded.digest}); start the worker again",
+                f"{self._setup.bundle} is not the bundle that was asked for ({first.digest} instead of "
+                f"{self._digest}); start the worker again, or name the bundle that is there",
                 CHANGED_CODE,
             )
-        self._loaded = first
+        self._loaded, self._digest = first, first.digest  # another child must have the same bundle
+        if self._setup.pace == "beside":
+            self._setup.pace = "full"  # a child that replaces this one is waited for
         return first
 
     async def _ask(self, batch: Batch) -> Answered:
@@ -192,7 +212,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_on, args=(requests, asked), daemon=True).start()
     try:
-        forecasting = load(setup)
+        forecasting = load_at_pace(setup)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
@@ -207,6 +227,18 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         batch = decode(asked.get())
         answered = forecasting.frequencies(batch.visits, LOST) if batch.lost else forecasting.answer(batch.visits)
         _write(answers, _encode(answered))
+
+
+def load_at_pace(setup: Setup) -> Forecasting:
+    """Load; at a low priority if another model is at work."""
+    if setup.pace == "shadow":
+        os.nice(NICENESS)
+    if setup.pace != "beside" or sys.platform != "linux":
+        return load(setup)
+    # Only root may take a niceness back, but on Linux each thread has its own. The one that answers keeps the full
+    # priority, and so do the threads that OpenMP gives it: each thread that computes has a team of its own.
+    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(NICENESS,)) as loader:
+        return loader.submit(load, setup).result()
 
 
 def load(setup: Setup) -> Forecasting:

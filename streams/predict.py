@@ -2,33 +2,21 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 from aiokafka import ConsumerRecord
 
-from models.visit import Visit
 from streams import wire
-from streams.forecasting import Answer, Answered, Loaded
+from streams.forecasting import Answer, Answered, Loaded, Predictor, visit_of
 from streams.metrics import Metrics
 from streams.roles import Changes, Output, refused
 from streams.settings import Settings
+from streams.shadowing import Challenger, Shadows, prediction_id
 from streams.store import Store
 
 _encode = msgspec.json.Encoder().encode
 _decode_session = msgspec.json.Decoder(wire.Session).decode
-
-
-class Predictor(Protocol):
-    """What answers, in this process or another; it does not hold up the event loop."""
-
-    @property
-    def loaded(self) -> Loaded:
-        """Which bundle it is."""
-
-    async def answer(self, visits: Sequence[Visit]) -> Answered:
-        """One answer for each visit, in order."""
 
 
 class PredictShard:
@@ -67,11 +55,19 @@ class Predict:
     is_slow = True
     inputs = (wire.SESSIONS,)
 
-    def __init__(self, settings: Settings, metrics: Metrics, predictor: Predictor) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, champion: Predictor) -> None:
+        """`champion` answers until `adopt`; `challenger` may be set at any time, and be taken away."""
         self.settings = settings
         self.batch_records, self.batch_ms = settings.batch_sessions, settings.batch_ms
-        self._predictor, self._model, self._metrics = predictor, predictor.loaded, metrics
-        metrics.model_loaded.labels(self._model.version, self._model.digest).set(1)
+        self.champion, self._metrics = champion, metrics
+        self.challenger: Challenger | None = None
+        metrics.model_loaded.labels(champion.loaded.version, champion.loaded.digest).set(1)
+
+    def adopt(self, champion: Predictor) -> None:
+        """From the next micro-batch on this one answers."""
+        before, self.champion = self.champion.loaded, champion
+        self._metrics.model_loaded.remove(before.version, before.digest)
+        self._metrics.model_loaded.labels(champion.loaded.version, champion.loaded.digest).set(1)
 
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> PredictShard:
         """A fresh shard."""
@@ -85,26 +81,42 @@ class Predict:
             await self._answer(jobs[start : start + size])
 
     async def _answer(self, jobs: list[_Job]) -> None:
-        visits = [_visit(job.session, self._model.router_digest) for job in jobs if job.session is not None]
+        champion, sessions = self.champion, [job.session for job in jobs if job.session is not None]
         started = time.monotonic()
-        answered = await self._predictor.answer(visits) if visits else Answered([])
+        answered, shadows = await self._ask(champion, sessions) if sessions else (Answered([]), {})
         self._metrics.batch_seconds.observe(time.monotonic() - started)
-        self._metrics.batch_sessions.observe(len(visits))
+        self._metrics.batch_sessions.observe(len(sessions))
         for kind, count in answered.failures.items():
             self._metrics.model_failures.labels(kind).inc(count)
         answers, now = iter(answered.answers), time.time() * 1000
         for job in jobs:
-            value = None if job.session is None else self._publish(job, job.session, next(answers), now)
+            value = None
+            if job.session is not None:
+                shadow = shadows.get(job.session.session_id)
+                value = self._publish(champion.loaded, job, job.session, next(answers), shadow, now)
             job.shard.outputs.append(Output(wire.PREDICTIONS, job.key, value, int(now)))
 
-    def _publish(self, job: _Job, session: wire.Session, answer: Answer, now: float) -> bytes:
-        model, forecast = self._model, answer.forecast
+    async def _ask(self, champion: Predictor, sessions: list[wire.Session]) -> tuple[Answered, Shadows]:
+        """All from one champion, though another may be adopted meanwhile; the challenger works at the same time."""
+        challenger = self.challenger
+        if challenger is None or challenger.loaded.digest == champion.loaded.digest:  # it was promoted just now
+            challenger = None
+        asked = None if challenger is None else challenger.ask(sessions)
+        answered = await champion.answer([visit_of(session, champion.loaded.router_digest) for session in sessions])
+        if challenger is None or asked is None:
+            return answered, {}
+        return answered, await challenger.shadows(asked)
+
+    def _publish(
+        self, model: Loaded, job: _Job, session: wire.Session, answer: Answer, shadow: wire.Shadow | None, now: float
+    ) -> bytes:
+        forecast = answer.forecast
         took_ms = max(0.0, now - job.closed_ms)
         self._metrics.close_to_prediction.observe(took_ms)
         self._metrics.predictions.labels(model.version, (answer.fallback or "none").split(":")[0]).inc()
         return _encode(
             wire.Prediction(
-                prediction_id=blake2b(f"{session.session_id}\0{model.digest}".encode(), digest_size=16).hexdigest(),
+                prediction_id=prediction_id(session.session_id, model.digest),
                 session_id=session.session_id,
                 user_id=session.user_id,
                 cluster=forecast.cluster,
@@ -117,6 +129,7 @@ class Predict:
                 fallback=answer.fallback,
                 close_to_emit_ms=round(took_ms, 3),
                 session_end_ms=session.end_ms,
+                shadow=shadow,
             )
         )
 
@@ -131,10 +144,3 @@ def _jobs(shard: PredictShard, record: ConsumerRecord) -> list[_Job]:
         shard.outputs.append(refused(record, "predict", str(error)))
         return []
     return [_Job(shard, record.key, record.timestamp, session)]
-
-
-def _visit(session: wire.Session, router_digest: str) -> Visit:
-    routing = session.context.routing
-    # Sums of another bundle's router say nothing to this one, which then routes by the pages of the context.
-    sums = routing.sums if routing is not None and routing.digest == router_digest else None
-    return Visit(session.session_id, [*session.context.history, session.pages], sums)

@@ -1,30 +1,29 @@
 """A worker: a process that plays one or more roles until it is told to stop, or until going on would do harm."""
 
 import asyncio
-import contextlib
 import fcntl
 import gc
 import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import structlog
 import uvloop
 
 from streams import logs, topics
+from streams.aside import in_daemon_thread
 from streams.engine import Engine
 from streams.errors import BrowsecastError, Stalled, StateUnusable, StateUnwritable, UsageError
 from streams.health import Health
 from streams.metrics import Metrics
-from streams.modelprocess import ModelProcess
 from streams.profiles import SiteProfile, with_gap
 from streams.roles import Role
+from streams.serving import Loaded, Models
 from streams.settings import Settings
 from streams.transport import RoleApp, make_app
 
@@ -67,7 +66,7 @@ class Worker:
         self._progress: dict[str, tuple[int, float]] = {}
         self._waiting_for: str | None = "the broker"
         self._locks: list[IO[str]] = []  # held until the process ends
-        self._model: ModelProcess | None = None
+        self._models = Models(settings, self.metrics, roles)
 
     async def run(self) -> None:
         """Start, work, and leave; the first error is raised when all is put away."""
@@ -84,8 +83,7 @@ class Worker:
             await self._ended.wait()
         finally:
             await self._leave(tasks)
-            if self._model is not None:
-                await self._model.close()
+            await self._models.close()
             await health.stop()
         if self._error is not None:
             raise self._error
@@ -104,48 +102,41 @@ class Worker:
         return not self._ended.is_set()
 
     async def _prepare(self) -> None:
-        await _in_daemon_thread(topics.wait_for_broker, self.settings, None)
+        await in_daemon_thread(topics.wait_for_broker, self.settings, None)
         self._waiting_for = "the topics"
-        await _in_daemon_thread(topics.require, self.settings, self._roles)
+        await in_daemon_thread(topics.require, self.settings, self._roles)
         self._waiting_for = "the models"
         self._locks = [_lock_state(self.settings.state_dir, self.settings.application(role)) for role in self._roles]
-        for role in await self._make_roles():
+        loaded = await self._models.begin()
+        for role in self._make_roles(loaded):
             engine = Engine(self.settings, role, self.metrics, self.fail)
             engine.app = make_app(engine, engine.group, list(engine.topics))
             self._engines.append(engine)
             self._apps.append(engine.app)
         self._waiting_for = None
 
-    async def _make_roles(self) -> list[Role]:
-        make = {"sessionize": self._make_sessionize, "predict": self._make_predict, "score": self._make_score}
-        return [await make[name]() for name in make if name in self._roles]
+    def _make_roles(self, loaded: Loaded) -> list[Role]:
+        sessionize = predict = score = None
+        if "sessionize" in self._roles:
+            from streams.sessionize import Sessionize
 
-    async def _make_sessionize(self) -> Role:
-        from streams.sessionize import Sessionize
+            sessionize = Sessionize(self.settings, self.metrics, loaded.router, loaded.items)
+        if "predict" in self._roles:
+            from streams.predict import Predict
 
-        router = None
-        if self.settings.bundle is not None:
-            from models.routing import load_router
+            if loaded.model is None:
+                raise UsageError(
+                    "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (see `browsecast train`),"
+                    " or promote one (see `browsecast models`), or leave the role out: "
+                    "browsecast worker --role sessionize --role score"
+                )
+            predict = Predict(self.settings, self.metrics, loaded.model)
+        if "score" in self._roles:
+            from streams.score import Scoring
 
-            router = await _in_daemon_thread(load_router, self.settings.bundle)
-        return Sessionize(self.settings, self.metrics, router)
-
-    async def _make_predict(self) -> Role:
-        if self.settings.bundle is None:
-            raise UsageError(
-                "the role predict needs a model bundle: set BROWSECAST_BUNDLE or --bundle (see `browsecast train`), "
-                "or leave the role out: browsecast worker --role sessionize --role score"
-            )
-        from streams.predict import Predict
-
-        self._model = ModelProcess(self.settings, self.settings.bundle)
-        await self._model.start()
-        return Predict(self.settings, self.metrics, self._model)
-
-    async def _make_score(self) -> Role:
-        from streams.score import Scoring
-
-        return Scoring(self.settings, self.metrics)
+            score = Scoring(self.settings, self.metrics)
+        self._models.follow(sessionize, predict)
+        return [role for role in (sessionize, predict, score) if role is not None]
 
     async def _start(self) -> list[asyncio.Task[None]]:
         gc.collect()
@@ -242,32 +233,6 @@ def _lock_state(directory: Path, name: str) -> IO[str]:
             f"{directory} is in use by another worker: give each its own with --state-dir or BROWSECAST_STATE_DIR"
         ) from None
     return lock
-
-
-async def _in_daemon_thread(function: Any, *arguments: Any) -> Any:
-    """Run a blocking function without holding up the process's end, as the default executor would."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def call() -> None:
-        try:
-            result, error = function(*arguments), None
-        except BaseException as failure:
-            result, error = None, failure
-        with contextlib.suppress(RuntimeError):  # the loop is gone
-            loop.call_soon_threadsafe(_settle, future, result, error)
-
-    threading.Thread(target=call, daemon=True).start()
-    return await future
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
 
 
 def _traced(error: BaseException) -> BaseException | None:

@@ -191,10 +191,18 @@ def _prediction_faults(ledger: Ledger) -> list[str]:
     found = _differences("prediction for session", users, made)
     found += _repeats("prediction_id", (prediction["prediction_id"] for prediction in ledger.predictions))
     for one in ledger.predictions:
-        chances = [page["p"] for page in one["pages"]] + [one["cart"], one["purchase"]]
-        if not all(0 <= p <= 1 for p in chances) or users.get(one["session_id"]) != one["user_id"]:
+        if not _is_sound(one) or users.get(one["session_id"]) != one["user_id"]:
             found.append(f"prediction {one['prediction_id']} is wrong: {one}")
-    return found
+        shadow = one["shadow"]
+        if shadow is not None and (not _is_sound(shadow) or shadow["model_digest"] == one["model_digest"]):
+            found.append(f"the shadow of prediction {one['prediction_id']} is wrong: {shadow}")
+    shadows = [one["shadow"]["prediction_id"] for one in ledger.predictions if one["shadow"] is not None]
+    return found + _repeats("prediction_id of a shadow", shadows)
+
+
+def _is_sound(prediction: dict[str, Any]) -> bool:
+    chances = [page["p"] for page in prediction["pages"]] + [prediction["cart"], prediction["purchase"]]
+    return all(0 <= p <= 1 for p in chances)
 
 
 def _score_faults(ledger: Ledger) -> list[str]:
@@ -212,6 +220,8 @@ def _score_faults(ledger: Ledger) -> list[str]:
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
     if isinstance(one, float) or isinstance(other, float):
         return math.isclose(one, other, rel_tol=RELATIVE_TOLERANCE, abs_tol=RELATIVE_TOLERANCE)
     return bool(one == other)

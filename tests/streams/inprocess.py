@@ -18,3 +18,6 @@ class InProcess:
     async def answer(self, visits: Sequence[Visit]) -> Answered:
         """One answer for each visit, in order."""
         return self._forecasting.answer(visits)
+
+    async def close(self) -> None:
+        """There is nothing to end."""

@@ -140,7 +140,7 @@ async def test_an_ordinary_failure_is_tried_again_in_the_child(notes: Path) -> N
 async def test_another_bundle_in_its_place_is_refused(notes: Path) -> None:
     async with started(notes) as model:
         (notes / "version").write_text("v2")
-        with pytest.raises(ModelRefused, match="not the bundle any more") as refused:
+        with pytest.raises(ModelRefused, match="not the bundle that was asked for") as refused:
             await model.answer(visits("once"))
         assert refused.value.exit_code == 5
 

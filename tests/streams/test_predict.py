@@ -1,5 +1,6 @@
 """The role `predict` with models that fail in every way, and one that is slow."""
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 
@@ -9,7 +10,7 @@ from aiokafka import ConsumerRecord
 
 from models.visit import Forecast, Visit
 from streams import wire
-from streams.forecasting import Answered, Forecasting
+from streams.forecasting import Answer, Answered, Forecasting, Loaded
 from streams.metrics import Metrics
 from streams.predict import Predict, PredictShard
 from streams.roles import Output
@@ -249,3 +250,40 @@ async def test_sessions_carry_their_routing_to_the_model(digest: str, sums: list
     shard = PredictShard()
     await role(FakeModel(seen.extend)).work([(shard, wire.SESSIONS, [record(0, msgspec.json.encode(one))])])
     assert seen == [Visit("s1", [["shoes"], ["home", "cart"]], sums)]
+
+
+# ---------------------------------------------------------------- another champion
+
+
+class Gated(InProcess):
+    """Answers with its digest as the path, once it may."""
+
+    def __init__(self, digest: str) -> None:
+        self.loaded, self.asked, self.may = Loaded("v", digest, "r"), asyncio.Event(), asyncio.Event()
+
+    async def answer(self, visits: Sequence[Visit]) -> Answered:
+        self.asked.set()
+        await self.may.wait()
+        return Answered([Answer(Forecast(0, [], [self.loaded.digest], 0.5, 0.5), None) for _ in visits])
+
+
+async def test_a_micro_batch_is_never_a_mixture() -> None:
+    """Another champion is adopted while one is at work: it has the next micro-batch, the first keeps its own."""
+    old, new, metrics, shard = Gated("old"), Gated("new"), Metrics(), PredictShard()
+    one = Predict(Settings(batch_sessions=3), metrics, old)
+    records = [record(n, encoded(n)) for n in range(6)]
+    working = asyncio.create_task(one.work([(shard, wire.SESSIONS, records)]))
+    await old.asked.wait()
+    one.adopt(new)
+    assert not new.asked.is_set()
+    old.may.set()
+    await new.asked.wait()
+    assert len(shard.outputs) == 3
+    new.may.set()
+    await working
+    made = [msgspec.json.decode(output.value or b"", type=wire.Prediction) for output in shard.outputs]
+    assert [one.model_digest for one in made] == ["old"] * 3 + ["new"] * 3
+    assert all(one.path == [one.model_digest] for one in made)
+    assert len({one.prediction_id for one in made}) == 6
+    loaded = [sample.labels["digest"] for family in metrics.model_loaded.collect() for sample in family.samples]
+    assert loaded == ["new"]

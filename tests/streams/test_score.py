@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from streams import wire
 from streams.metrics import Metrics
-from streams.score import CLOCK_KEY, DISORDER_MS, Pairing, Scoring
+from streams.pairing import CLOCK_KEY, DISORDER_MS, Pairing
+from streams.score import Scoring
 from streams.settings import DAY_MS, HOUR_MS, Settings
 from tests import oracle
 from tests.streams.fakebroker import put

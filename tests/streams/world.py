@@ -24,6 +24,7 @@ from streams.sessionize import Sessionize
 from streams.settings import Settings
 from tests.streams.fakebroker import Broker, BrokerAway, Disk, FakeProducer, FakeReader, PowerCut
 from tests.streams.inprocess import InProcess
+from tests.streams.itemtable import Clusters
 from tests.streams.test_score import prediction, session
 from tests.streams.test_sessionizer_oracle import random_log
 
@@ -167,7 +168,7 @@ def sessions_and_predictions(seed: int) -> Inputs:
 
 
 def sessionizing() -> Role:
-    return Sessionize(SETTINGS, METRICS)
+    return Sessionize(SETTINGS, METRICS, items=Clusters({f"i{number}": number % 3 for number in range(6)}))
 
 
 def predicting() -> Role:
