@@ -25,10 +25,22 @@ class Vocabulary(msgspec.Struct, frozen=True):
             raise ValueError("pages must be distinct, with one share each")
 
     @classmethod
-    def fit(cls, counts: Mapping[str, int], held: Mapping[str, int], sessions: int, min_count: int) -> "Vocabulary":
-        """Pages seen at least `min_count` times, the most frequent first; `held` counts the sessions with the page."""
-        kept = sorted((page for page, count in counts.items() if count >= min_count), key=lambda p: (-counts[p], p))
-        return cls(kept, [held[page] / max(sessions, 1) for page in kept], sessions)
+    def fit(
+        cls,
+        counts: Mapping[str, int],
+        held: Mapping[str, int],
+        sessions: int,
+        min_count: int,
+        before: Sequence[str] = (),
+    ) -> "Vocabulary":
+        """Pages seen at least `min_count` times, the most frequent first; `held` counts the sessions with the page.
+
+        The pages of `before` keep the tokens they had, seen or not; new pages come after them.
+        """
+        known = set(before)
+        new = (page for page, count in counts.items() if count >= min_count and page not in known)
+        kept = [*before, *sorted(new, key=lambda p: (-counts[p], p))]
+        return cls(kept, [held.get(page, 0) / max(sessions, 1) for page in kept], sessions)
 
     def __len__(self) -> int:
         return len(SPECIALS) + len(self.pages)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from streams.aliases import Aliases
     from streams.settings import Settings
+    from streams.wire import ModelDecision
+    from trainer.registry import Registry
+    from trainer.service import Connections, ServiceOptions
 
 EPILOG = (
     "Exit codes: 0 done · 1 something else went wrong · 2 wrong option, file or log · 3 topics missing or wrong · "
@@ -31,6 +36,10 @@ user_app = typer.Typer(help="Show or forget one visitor.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(rejected_app, name="rejected")
 app.add_typer(user_app, name="user")
+models_app = typer.Typer(help="Published models: see, promote, roll back, tidy up.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+trainer_app = typer.Typer(help="Archive sessions, refresh the models, judge challengers.", invoke_without_command=True)
+app.add_typer(trainer_app, name="trainer")
 
 
 class Role(StrEnum):
@@ -39,6 +48,14 @@ class Role(StrEnum):
     sessionize = "sessionize"
     predict = "predict"
     score = "score"
+
+
+class TrainerRole(StrEnum):
+    """What a trainer may do."""
+
+    archive = "archive"
+    judge = "judge"
+    refresh = "refresh"
 
 
 class Clock(StrEnum):
@@ -58,6 +75,10 @@ class Device(StrEnum):
 
 Servers = Annotated[str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT", help="Kafka brokers.")]
 Prefix = Annotated[str | None, typer.Option("--topic-prefix", metavar="TEXT", help="Put before every topic's name.")]
+RegistryAt = Annotated[
+    str | None, typer.Option("--registry", metavar="ADDRESS", help="A directory or an address of fsspec.")
+]
+Why = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Told by `models show` ever after.")]
 Profile = Annotated[str | None, typer.Option("--profile", metavar="NAME|FILE", help="Site profile.")]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="CODE", help="Only events rejected for this reason.")]
 
@@ -305,6 +326,101 @@ def train(
     typer.echo(f"bundle {made}")
 
 
+Recipe = Annotated[
+    Path | None, typer.Option("--recipe", help="A TOML file that says how to train; else as the champion was trained.")
+]
+
+
+@trainer_app.callback()
+def trainer(
+    context: typer.Context,
+    role: Annotated[
+        list[TrainerRole] | None, typer.Option(help="What it does; repeat for several. All by default.")
+    ] = None,
+    recipe: Recipe = None,
+    registry: RegistryAt = None,
+    port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of that port.")] = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Archive sessions, refresh the models and judge challengers, until SIGTERM or SIGINT.
+
+    A trainer that was killed goes on where it was. `trainer once` does what there is to do now, and ends.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    settings = _settings(
+        registry=registry,
+        trainer_port=port,
+        host=host,
+        bootstrap_servers=bootstrap_servers,
+        topic_prefix=topic_prefix,
+    )
+    from streams import topics
+    from trainer import service
+
+    topics.wait_for_broker(settings, None)
+    roles: list[service.Role] = [chosen.value for chosen in role or TrainerRole]
+    service.run(roles, *_trainer(settings, recipe), settings.host, settings.trainer_port)
+
+
+@trainer_app.command("once")
+def trainer_once(
+    recipe: Recipe = None,
+    registry: RegistryAt = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Archive to the present end, judge what is there, refresh the models once, and end: for cron."""
+    settings = _settings(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    from trainer import service
+
+    typer.echo(service.once(*_trainer(settings, recipe)))
+
+
+def _trainer(settings: "Settings", recipe: Path | None) -> "tuple[ServiceOptions, Connections]":
+    """What a trainer works with, and what it is connected to."""
+    from streams.aliases import Aliases
+    from streams.bundles import local
+    from streams.feed import Feed
+    from trainer.archiver import Upkeep
+    from trainer.refresh_options import DAY_MS, RefreshOptions
+    from trainer.service import Connections, ServiceOptions
+    from trainer.trial import Rules
+
+    s = settings
+    refresh = RefreshOptions(
+        sessions=s.refresh_sessions,
+        every_ms=s.refresh_ms,
+        least=s.refresh_least,
+        window_ms=s.window_days * DAY_MS,
+        judged_share=s.judged_share,
+        judged_users=s.judged_users,
+        margin=s.refresh_margin,
+        start=s.refresh_from,
+        recipe=recipe,
+        device=s.device,
+    )
+    options = ServiceOptions(
+        directory=s.trainer_dir,
+        archive=s.archive_dir,
+        registry=s.registry,
+        flush_ms=s.archive_flush_ms,
+        flush_sessions=s.archive_flush_sessions,
+        upkeep=Upkeep(s.archive_retention_days, s.archive_forget_ms),
+        refresh=refresh,
+        rules=Rules(),
+    )
+    cache = s.trainer_dir / "bundles"
+    connections = Connections(
+        feed=lambda topic, role: Feed(s, topic, role),
+        aliases=Aliases(s),
+        fetch=lambda alias: local(alias.uri, alias.digest, cache),
+    )
+    return options, connections
+
+
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Option(help="Directory of the bundle to judge.")],
@@ -334,6 +450,108 @@ def evaluate(
     typer.echo(f"report {report / 'report.html'}")
 
 
+@models_app.command("list")
+def models_list(registry: RegistryAt = None, bootstrap_servers: Servers = None, topic_prefix: Prefix = None) -> None:
+    """List the bundles of the registry, and what became of each."""
+    from streams import modelscreens, screens
+
+    found, aliases = _models(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    screens.show(modelscreens.bundles_table(found.bundles(), aliases.story()))
+
+
+@models_app.command("show")
+def models_show(bootstrap_servers: Servers = None, topic_prefix: Prefix = None) -> None:
+    """Tell the story: who is champion and challenger, and each decision with its reason and evidence."""
+    from streams import modelscreens, screens
+
+    _, aliases = _models(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    screens.show(modelscreens.story_screen(aliases.story()))
+
+
+@models_app.command("publish")
+def models_publish(
+    bundle: Annotated[Path, typer.Argument(help="Directory of a bundle that you trained.")],
+    reason: Why = "published by hand",
+    registry: RegistryAt = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Publish a bundle as the challenger; as the champion where there is none."""
+    from trainer import decisions
+
+    found, aliases = _models(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    ref = decisions.publish(found, aliases, bundle, decisions.by_hand(reason))
+    typer.echo(f"published {ref.version} at {ref.uri}")
+
+
+@models_app.command("promote")
+def models_promote(
+    name: Annotated[str | None, typer.Argument(help="How its version or digest begins; the challenger else.")] = None,
+    reason: Why = "promoted by hand",
+    registry: RegistryAt = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Make a published bundle the champion, after a check of every byte of it."""
+    from trainer import decisions
+
+    found, aliases = _models(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    seen = decisions.in_service(aliases.story())
+    _tell(decisions.promote(found, aliases, name or seen.challenger, seen, decisions.by_hand(reason)))
+
+
+@models_app.command("rollback")
+def models_rollback(
+    reason: Why = "rolled back by hand",
+    registry: RegistryAt = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Have the champion before this one come back; one that is gone or damaged is passed over."""
+    from trainer import decisions
+
+    found, aliases = _models(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    seen = decisions.in_service(aliases.story())
+    _tell(decisions.roll_back(found, aliases, seen, decisions.by_hand(reason)))
+
+
+@models_app.command("verify")
+def models_verify(
+    name: Annotated[str | None, typer.Argument(help="How its version or digest begins; all by default.")] = None,
+    registry: RegistryAt = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Check every byte of published bundles, and open them. Exit code 5 if one is refused."""
+    from trainer import decisions
+
+    found, aliases = _models(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    refused = []
+    for ref, error in decisions.verify_all(found, aliases, name):
+        typer.echo(f"{ref.version} is whole" if error is None else str(error))
+        refused += [error] if error else []
+    if refused:
+        raise typer.Exit(refused[0].exit_code)
+
+
+@models_app.command("prune")
+def models_prune(
+    keep: Annotated[int, typer.Option(min=0, help="Former champions that stay, to roll back to.")] = 3,
+    reason: Why = "pruned by hand",
+    registry: RegistryAt = None,
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Remove all bundles but those that an alias names and the last former champions."""
+    from trainer import decisions
+
+    found, aliases = _models(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    gone = decisions.prune(found, aliases, keep, decisions.by_hand(reason))
+    for ref in gone:
+        typer.echo(f"removed {ref.version}")
+    typer.echo(f"{len(gone)} bundles removed")
+
+
 @app.command()
 def schema(topic: Annotated[str | None, typer.Argument(help="One topic; all by default.")] = None) -> None:
     """Print the JSON Schema of what goes over the wire."""
@@ -354,6 +572,25 @@ def settings() -> None:
     from streams import provenance, screens
 
     screens.show(screens.settings_table(provenance.listing(_settings())))
+
+
+def _models(**given: Any) -> "tuple[Registry, Aliases]":
+    from streams.aliases import Aliases
+    from trainer.registry import Registry
+
+    settings = _settings(**given)
+    return Registry(settings.registry), Aliases(settings)
+
+
+def _tell(decisions: "Sequence[ModelDecision]") -> None:
+    """The decisions that were written; none were if somebody else changed the models in service meanwhile."""
+    from streams.errors import UsageError
+    from streams.modelscreens import decision_line
+
+    if not decisions:
+        raise UsageError("nothing was changed: other models are in service by now. browsecast models show tells which")
+    for decision in decisions:
+        typer.echo(decision_line(decision))
 
 
 def _settings(**given: Any) -> "Settings":

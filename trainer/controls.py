@@ -26,7 +26,8 @@ WIDEST = 1 << 14
 def bundle_options(training: dict[str, Any]) -> TrainOptions:
     """The options that a bundle was trained with, from its config. Raises TrainingError when they are not there."""
     try:
-        return msgspec.convert(training, TrainOptions, dec_hook=lambda kind, value: kind(value))
+        told = msgspec.convert(training, TrainOptions, dec_hook=lambda kind, value: kind(value))
+        return dataclasses.replace(told, warm_start=None)
     except (msgspec.ValidationError, TypeError) as error:
         raise TrainingError(
             f"The bundle's config does not say how it was trained ({error}), so nothing can be fitted beside it in the "

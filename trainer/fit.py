@@ -42,7 +42,8 @@ def train(sessions: Path, bundle: Path, options: TrainOptions | None = None, pro
 
     Killed at any moment, the same call goes on from the last checkpoint in `<bundle>.training`. Each step is a JSON
     line in `<bundle>.steps.jsonl`, drawn in `<bundle>.steps.svg`. Under `torchrun` every process makes the same call
-    and the first one writes. `progress` is a rich Progress or None. Raises TrainingError.
+    and the first one writes. `progress` is a rich Progress or None. Raises TrainingError, and BundleRefused where the
+    bundle to start from is damaged.
     """
     options, bundle = options or TrainOptions(), Path(bundle)
     corpus, held = read_training(Path(sessions))
@@ -114,6 +115,7 @@ def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Pat
         "sessions": f"{len(corpus.session_ids):,} of {len(corpus.users):,} users, {len(corpus.pages):,} pages",
         "window": f"{day(corpus.window_ms[0])} to {day(corpus.window_ms[1])}",
         "training users": f"{len(m.train_users):,}",
+        "start": "from scratch" if m.start is None else f"went on from the bundle {m.start.digest}",
     }
     text = card(forecaster.config, len(m.vocabulary.pages), trained.parameters, judgement, source)
     save_bundle(

@@ -14,7 +14,7 @@ from models.selector import PREFIX as MLP
 from models.selector import PageMeans, Posterior, Selector, make_selector, selector_tensors
 from trainer.clusters import assign, centroids, make_costs, router_of, user_embeddings
 from trainer.material import Material
-from trainer.mixture import MixtureOptions, fit_chains, responsibilities
+from trainer.mixture import MixtureOptions, fit_chains, refit_chains, responsibilities
 from trainer.options import KMEANS_CLUSTERS
 from trainer.selectors import SelectorOptions, distil, router_of_choice
 
@@ -58,7 +58,9 @@ def by_names(material: Material) -> Grouping:
     """K-means on mean page embeddings: what HeTLM begins with, and the baseline of clusterwise models."""
     m, options = material, material.options
     kept = m.store.finished("kmeans")
-    if kept is None:
+    if m.start is not None:
+        centers = m.start.selector["centroids"]
+    elif kept is None:
         means = user_embeddings(m.corpus, m.train_users.tolist(), m.tokens, m.embeddings)
         centers = centroids(means, options.clusters or KMEANS_CLUSTERS, options.seed)
         m.store.finish("kmeans", {"centroids": torch.tensor(centers)})
@@ -75,10 +77,13 @@ def _fit_mixture(m: Material) -> None:
     options = m.options
     task = None if m.progress is None else m.progress.add_task("clusters", total=None)
     tried = range(1, 9) if options.clusters is None else [options.clusters]
-    chains, chosen = fit_chains(
-        m.corpus, m.train_users, m.held_users, m.tokens, len(m.vocabulary),
-        MixtureOptions(clusters=tried, seed=options.seed),
-    )  # fmt: skip
+    how = MixtureOptions(clusters=tried, seed=options.seed)
+    if m.start is None:
+        size = len(m.vocabulary)
+        chains, chosen = fit_chains(m.corpus, m.train_users, m.held_users, m.tokens, size, how)
+    else:
+        start = m.start.chains(m.vocabulary)
+        chains, chosen = refit_chains(m.corpus, m.train_users, m.held_users, m.tokens, start, how)
     choices: dict[str, Any] = {
         "nll_by_clusters": {str(k): nll for k, nll in chosen.by_clusters.items()},
         "nll_by_smoothing": {str(lam): nll for lam, nll in chosen.by_smoothing.items()},

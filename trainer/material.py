@@ -1,7 +1,7 @@
 """What a training run works on: its sessions, split and put into tokens, its options, and its place on disk."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from trainer.corpus import Corpus, split
 from trainer.errors import TrainingError
 from trainer.examples import Example, examples
 from trainer.options import TrainOptions
+from trainer.warmstart import Start
 from trainer.windows import page_tokens
 
 LONGEST = 0.99  # quantile of session lengths
@@ -37,18 +38,22 @@ class Material:
     device: torch.device
     progress: Any  # a rich Progress, or None
     deadline: float  # time.monotonic()
+    start: Start | None = None  # what the training goes on from
 
     @classmethod
     def of(cls, corpus: Corpus, held: set[str] | None, options: TrainOptions, store: Run, progress: Any) -> "Material":
-        """Split by user; `held` are validation users who were set apart. Raises TrainingError."""
+        """Split by user; `held` are validation users who were set apart. Raises TrainingError and BundleRefused."""
         train, validation = split(corpus, options.validation_share, options.seed, held)
         try:
             device = ranks.local(pick_device(options.device))
         except DeviceUnavailable as error:
             raise TrainingError(str(error)) from None
         budget = float("inf") if options.minutes is None else options.minutes * 60
-        vocabulary = _vocabulary(corpus, train, options.min_page_count)
-        return cls(corpus, train, validation, vocabulary, options, store, device, progress, time.monotonic() + budget)
+        start = None if options.warm_start is None else Start.of(options.warm_start)
+        known = [] if start is None else start.vocabulary.pages
+        vocabulary = _vocabulary(corpus, train, options.min_page_count, known)
+        deadline = time.monotonic() + budget
+        return cls(corpus, train, validation, vocabulary, options, store, device, progress, deadline, start)
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -95,8 +100,8 @@ class Material:
         return examples(self.corpus, users, router, targets)
 
 
-def _vocabulary(corpus: Corpus, users: np.ndarray, min_count: int) -> Vocabulary:
-    """Pages of the training users."""
+def _vocabulary(corpus: Corpus, users: np.ndarray, min_count: int, known: Sequence[str]) -> Vocabulary:
+    """Pages of the training users, after those that were known before."""
     chosen = np.isin(np.repeat(np.arange(len(corpus.users)), np.diff(corpus.first)), users)
     session_of_page = np.repeat(np.arange(len(chosen)), np.diff(corpus.starts))
     inside = chosen[session_of_page]
@@ -108,6 +113,7 @@ def _vocabulary(corpus: Corpus, users: np.ndarray, min_count: int) -> Vocabulary
         dict(zip(corpus.names, held.tolist(), strict=True)),
         int(chosen.sum()),
         min_count,
+        known,
     )
     if not vocabulary.pages:
         raise TrainingError(f"No page is seen {min_count} times. Lower min_page_count, or give more sessions.")

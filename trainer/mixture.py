@@ -85,6 +85,25 @@ def fit_chains(
     return chains, Choices(by_clusters, by_smoothing, held_out.nll(chains))
 
 
+def refit_chains(
+    corpus: Corpus, users: np.ndarray, held: np.ndarray, tokens: np.ndarray, start: Chains,
+    options: MixtureOptions | None = None,
+) -> tuple[Chains, Choices]:  # fmt: skip
+    """EM from the chains of an earlier fit: each cluster goes on from what it was, so K and their order stay.
+
+    The smoothing is chosen anew, on the last sessions of the `held` users.
+    """
+    options = options or MixtureOptions()
+    rows = [corpus.sessions(user) for user in users.tolist()]
+    steps = Steps.of(corpus, rows, tokens, start.size).frequent(MOST_PAIRS)
+    held_out = HeldOut.of(corpus, held, tokens, start.size)
+    fits = {lam: _polish(steps, replace(start, smoothing=lam))[0] for lam in options.smoothings}
+    by_smoothing = {lam: held_out.nll(fitted) for lam, fitted in fits.items()}
+    smoothing = min(by_smoothing, key=by_smoothing.__getitem__)
+    nll = by_smoothing[smoothing]
+    return fits[smoothing], Choices({start.clusters: nll}, by_smoothing, nll)
+
+
 def responsibilities(
     chains: Chains, corpus: Corpus, users: Sequence[int], tokens: np.ndarray, history: bool = False
 ) -> np.ndarray:

@@ -35,6 +35,7 @@ class TrainOptions:
     heads: int = 4
     dropout: float = 0.0
     pretrained: Path | None = None  # local directory of a transformers model to start from
+    warm_start: Path | None = None  # a bundle to go on from: its sizes, pages, clusters and weights
     encoder: Path | None = None  # local directory of all-MiniLM-L6-v2; None takes the installed package
     adapter_rank: int = 4  # backend "lora"
     freeze_trunk: bool = False  # backend "lora": only the adapters learn in the fine-tuning

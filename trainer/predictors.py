@@ -62,10 +62,11 @@ def train_predictors(material: Material, grouping: Grouping) -> Trained:
 def pretrain(material: Material, more: int = 0) -> PreTrainedModel:
     """One model on all training users, for `more` epochs than the options say."""
     o = material.options
-    model = new_model(o, len(material.vocabulary))
+    model = _first(material)
     judge = _judge(material, "separate", one_hot([0] * len(material.held_users), 1), material.held(None))
     rows, _ = _windows(material, range(len(material.train_users)))
-    descend(model, _phase(o, "pretrain", rows, judge, material, o.epochs + more), *_tools(material))
+    phase = _phase(o, "pretrain", rows, judge, material, o.epochs + more, fine_tune=material.start is not None)
+    descend(model, phase, *_tools(material))
     return model
 
 
@@ -88,47 +89,68 @@ def new_model(options: TrainOptions, size: int) -> PreTrainedModel:
     return model
 
 
+def _first(material: Material, clusters: int = 0) -> PreTrainedModel:
+    """What the first phase begins with, with so many cluster tokens: a new model, or that of the warm start."""
+    if material.start is None:
+        return new_model(material.options, len(material.vocabulary) + clusters)
+    return material.start.model(0, material.vocabulary, material.options.seed)
+
+
 def _separate(material: Material, grouping: Grouping) -> Trained:
     o, clusters = material.options, grouping.selector.clusters
-    first = pretrain(material)
-    models = [copy.deepcopy(first) for _ in range(clusters)]
+    epochs = o.fine_tune_epochs
+    if material.start is None:
+        first = pretrain(material)
+        models = [copy.deepcopy(first) for _ in range(clusters)]
+    else:
+        models = [material.start.model(k, material.vocabulary, o.seed) for k in range(clusters)]
+        epochs += o.epochs  # there is no phase for all before
     chosen = grouping.posterior.argmax(axis=1)
     held, routed = _routed_examples(material, grouping)
     for k, model in enumerate(models):
         members = np.flatnonzero(chosen == k)
-        if len(members) < FEWEST_USERS or not o.fine_tune_epochs:
+        if len(members) < FEWEST_USERS or not epochs:
             continue
         own = [example for example, row in zip(held, routed, strict=True) if row.argmax() == k]
         own = own if len(own) >= FEWEST_JUDGES else held
         judge = _judge(material, "separate", one_hot([0] * len(own), 1), own)
         rows, _ = _windows(material, members.tolist())
-        descend(model, _phase(o, f"cluster-{k}", rows, judge, material, fine_tune=True), *_tools(material))
+        descend(model, _phase(o, f"cluster-{k}", rows, judge, material, epochs, fine_tune=True), *_tools(material))
     return Trained("separate", clusters, models)
 
 
 def _lora(material: Material, grouping: Grouping) -> Trained:
     o, clusters = material.options, grouping.selector.clusters
-    trunk = pretrain(material)
-    torch.manual_seed(o.seed)
-    adapters = Adapters(trunk, clusters, o.adapter_rank)
+    adapters, epochs = _adapters(material, clusters)
     if o.freeze_trunk:
         adapters.freeze()
     held, routed = _routed_examples(material, grouping)
     rows, owners = _windows(material, range(len(material.train_users)))
     judge = _judge(material, "lora", routed, held)
-    phase = _phase(o, "adapters", rows, judge, material, fine_tune=True, posterior=grouping.posterior[owners])
+    phase = _phase(o, "adapters", rows, judge, material, epochs, fine_tune=True, posterior=grouping.posterior[owners])
     descend(adapters, phase, *_tools(material))
     return Trained("lora", clusters, [adapters.plain()], adapters)
 
 
+def _adapters(material: Material, clusters: int) -> tuple[Adapters, int]:
+    """A trunk with adapters, and for how many epochs both learn: new, or those of the warm start."""
+    o, start = material.options, material.start
+    if start is not None and start.adapters is not None:
+        return Adapters.from_tensors(_first(material), start.adapters), o.epochs + o.fine_tune_epochs
+    trunk = pretrain(material)
+    torch.manual_seed(o.seed)
+    return Adapters(trunk, clusters, o.adapter_rank), o.fine_tune_epochs
+
+
 def _token(material: Material, grouping: Grouping) -> Trained:
     o, clusters = material.options, grouping.selector.clusters
-    model = new_model(o, len(material.vocabulary) + clusters)
+    model = _first(material, clusters)
     held, routed = _routed_examples(material, grouping)
     rows, owners = _windows(material, range(len(material.train_users)))
     judge = _judge(material, "token", routed, held)
     epochs = o.epochs + o.fine_tune_epochs
-    phase = _phase(o, "tokens", rows, judge, material, epochs, posterior=grouping.posterior[owners])
+    posterior = grouping.posterior[owners]
+    phase = _phase(o, "tokens", rows, judge, material, epochs, material.start is not None, posterior)
     descend(model, phase, *_tools(material))
     return Trained("token", clusters, [model])
 

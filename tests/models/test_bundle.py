@@ -202,6 +202,7 @@ def test_what_does_not_fit_together_is_refused(
     copy: Path, name: str, change: Callable[[dict[str, object]], object], words: str
 ) -> None:
     edit(copy, name, change)
+    edit(copy, "config.json", lambda c: c.update(vocabulary_sha256=None))  # or any other vocabulary is refused at once
     with pytest.raises(BundleRefused, match=words):
         load_bundle(copy, "cpu")
 
@@ -211,6 +212,10 @@ def test_a_vocabulary_of_another_bundle_is_refused(copy: Path) -> None:
     with pytest.raises(BundleRefused, match=r"vocabulary\.json: its \d+ bytes do not match"):
         load_bundle(copy, "cpu")
     resign(copy, "vocabulary.json")
+    for load in (load_bundle, load_router):
+        with pytest.raises(BundleRefused, match=r"not the vocabulary that config\.json was written with"):
+            load(copy)
+    edit(copy, "config.json", lambda c: c.update(vocabulary_sha256=None))
     with pytest.raises(BundleRefused, match="6 tokens"):
         load_bundle(copy, "cpu")
 
@@ -236,6 +241,17 @@ def test_a_broken_manifest_is_refused(copy: Path, content: bytes | None) -> None
 def test_not_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleRefused, match="cannot be read"):
         load_bundle(tmp_path / "nothing", "cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.json", "/etc/out.json", "predictors/../out.json", ".", "manifest.json", "a//b"]
+)
+def test_a_manifest_that_lists_a_place_outside_is_refused(copy: Path, name: str) -> None:
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    manifest["files"][name] = manifest["files"]["config.json"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleRefused, match="no place inside a bundle"):
+        open_manifest(copy)
 
 
 def test_writing_is_all_or_nothing(copy: Path) -> None:
