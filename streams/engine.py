@@ -59,8 +59,8 @@ class Engine(Ownership):
     """Runs one role over the partitions that Kafka assigns to this worker."""
 
     def __init__(self, settings: Settings, role: Role, metrics: Metrics, fail: Callable[[BaseException], None]) -> None:
-        super().__init__(settings, role.name)
-        self.role, self.metrics, self._tell = role, metrics, fail
+        super().__init__(settings, role)
+        self.metrics, self._tell = metrics, fail
         self.topics = {settings.topic(name): name for name in role.inputs}
         self.app: Any = None
         self.partitions: dict[int, Partition] = {}
@@ -116,7 +116,7 @@ class Engine(Ownership):
     def _open(self, number: int) -> Partition:
         store = self._stores[number]
         position = store.get(POSITION_KEY)
-        shard = self.role.open(number, store, store.items())
+        shard = self.role.open(number, store, self._needed.pop(number).items())
         return Partition(
             number, store, shard, msgspec.msgpack.decode(position, type=dict[str, int]) if position else {}
         )

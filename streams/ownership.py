@@ -11,7 +11,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.producer import sender
 
 from streams import clients
-from streams.changelog import ChangelogReader, open_changelog
+from streams.changelog import ChangelogReader, Part, open_changelog
+from streams.roles import Role
 from streams.settings import Settings
 from streams.store import Store
 
@@ -29,12 +30,13 @@ log = structlog.get_logger()
 class Ownership:
     """A role's transactional producers and stores, one a partition."""
 
-    def __init__(self, settings: Settings, role: str) -> None:
-        self.settings = settings
-        self.group, self.changelog = settings.application(role), settings.changelog(role)
+    def __init__(self, settings: Settings, role: Role) -> None:
+        self.settings, self.role = settings, role
+        self.group, self.changelog = settings.application(role.name), settings.changelog(role.name)
         self._producers: dict[int, AIOKafkaProducer] = {}
         self._owner_offsets: dict[int, int] = {}
         self._stores: dict[int, Store] = {}
+        self._needed: dict[int, dict[bytes, bytes]] = {}  # records that the role takes a partition up from
 
     async def fence(self, numbers: set[int]) -> None:
         """Steps 1 and 2: nobody but us can write for these partitions any more, and the changelog has an end."""
@@ -79,25 +81,35 @@ class Ownership:
         while behind and is_valid():
             for number, part in (await reader.take()).items():
                 restored += len(part.records)
-                self._stores[number].write(
-                    (record for record in part.records if record[0] != OWNER_KEY), part.position - 1
-                )
+                self._take(number, part)
                 if part.position > self._owner_offsets[number]:
                     behind.discard(number)
                 await asyncio.sleep(0)
         return restored
 
+    def _take(self, number: int, part: Part) -> None:
+        needed, needs = self._needed[number], self.role.needs
+        records = [record for record in part.records if record[0] != OWNER_KEY]
+        for key, value in records:
+            if value is not None and needs(key, value):
+                needed[key] = value
+            elif key in needed:
+                del needed[key]
+        self._stores[number].write(records, part.position - 1)
+
     def _resume_at(self, number: int, beginning: int) -> int:
         """Behind the store's end; from the beginning when the store is empty, outdated, damaged or another topic's."""
-        store = self._stores[number]
+        store, needs = self._stores[number], self.role.needs
+        needed = self._needed[number] = {}
         try:
             end = store.end()
-            for _ in store.items():  # reads every block, so damage shows here and not in the middle of work
-                pass
+            # This reads every block, so damage shows here and not in the middle of work.
+            needed.update(record for record in store.items() if needs(*record))
         except Exception as error:
             log.warning("state damaged, rebuilding it", group=self.group, partition=number, error=str(error))
             end = None
         if end is None or not beginning <= end + 1 <= self._owner_offsets[number] + 1:
+            needed.clear()
             store.wipe()
             return beginning
         return end + 1

@@ -32,21 +32,29 @@ class Waiting(msgspec.Struct, array_like=True):
         return not self.guesses and not self.outcomes and self.prediction_era == self.session_era
 
 
+class Clock(msgspec.Struct, array_like=True):
+    """How far a partition's topics have been read, by the ends of their sessions, and the predictions that wait."""
+
+    ends_ms: int = 0
+    predicted_ms: int = 0
+    waiting: int = 0
+
+
 class Pairing:
     """Pairs predictions with sessions for one partition: pure but for the injected reader of state."""
 
-    def __init__(self, expire_after_ms: int, read: Any, clock: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, expire_after_ms: int, read: Any, clock: Clock | None = None) -> None:
         self.expire_after_ms = expire_after_ms
-        self.clock_ms, self.predicted_ms = clock  # how far each topic has been read, by the ends of its sessions
+        self.clock = clock or Clock()
         self.scores: list[tuple[bytes, wire.Score]] = []
-        self.expired = self.waiting = 0  # predictions: given up, and kept for their session
+        self.expired = 0  # predictions given up
         self.users: dict[bytes, Waiting] = {}
         self.dirty: dict[bytes, Waiting] = {}
         self._read = read
 
     def predicted(self, key: bytes, prediction: wire.Prediction) -> None:
         """A prediction was made: score it if its session is there already, else keep it."""
-        self.predicted_ms = max(self.predicted_ms, prediction.session_end_ms)
+        self.clock.predicted_ms = max(self.clock.predicted_ms, prediction.session_end_ms)
         waiting = self._load(key)
         guess = guess_of(prediction, waiting.prediction_era)
         for outcome in waiting.outcomes:
@@ -55,11 +63,11 @@ class Pairing:
                 self.scores.append((key, score(guess, outcome)))
                 return
         waiting.guesses.append(guess)
-        self.waiting += 1
+        self.clock.waiting += 1
 
     def came(self, key: bytes, session: wire.Session) -> None:
         """A session closed: score the prediction made for it, or keep the session until that arrives."""
-        self.clock_ms = max(self.clock_ms, session.end_ms)
+        self.clock.ends_ms = max(self.clock.ends_ms, session.end_ms)
         previous, previous_end_ms = session.context.previous_session_id, session.context.previous_end_ms
         if previous is None or previous_end_ms is None:
             return
@@ -71,7 +79,7 @@ class Pairing:
         for guess in waiting.guesses:
             if guess.session_id == previous:
                 waiting.guesses.remove(guess)
-                self.waiting -= 1
+                self.clock.waiting -= 1
                 self.scores.append((key, score(guess, outcome)))
                 return
         waiting.outcomes.append(outcome)
@@ -90,7 +98,7 @@ class Pairing:
 
     def _keep(self, waiting: Waiting, guesses: list[Guess], expired: bool) -> None:
         gone = len(waiting.guesses) - len(guesses)
-        self.waiting -= gone
+        self.clock.waiting -= gone
         self.expired += gone * expired
         waiting.guesses = guesses
 
@@ -100,7 +108,8 @@ class Pairing:
 
     def expire(self, records: Iterable[tuple[bytes, bytes]]) -> None:
         """Drop what waits in vain: predictions whose session did not come in time (counted), sessions unpredicted."""
-        oldest, oldest_previous = self.clock_ms - self.expire_after_ms - DISORDER_MS, self.predicted_ms - DISORDER_MS
+        oldest = self.clock.ends_ms - self.expire_after_ms - DISORDER_MS
+        oldest_previous = self.clock.predicted_ms - DISORDER_MS
         for key, record in records:
             if key.startswith(b"\0") or key in self.dirty:
                 continue
@@ -124,7 +133,7 @@ class Pairing:
         """Every record that changed since the last call; None: it is gone."""
         dirty, self.dirty = self.dirty, {}
         changes: Changes = [(key, None if w.is_empty() else msgspec.msgpack.encode(w)) for key, w in dirty.items()]
-        changes.append((CLOCK_KEY, msgspec.msgpack.encode((self.clock_ms, self.predicted_ms))))
+        changes.append((CLOCK_KEY, msgspec.msgpack.encode(self.clock)))
         return changes
 
     def evict(self) -> None:

@@ -69,6 +69,10 @@ class Predict:
         self._metrics.model_loaded.remove(before.version, before.digest)
         self._metrics.model_loaded.labels(champion.loaded.version, champion.loaded.digest).set(1)
 
+    def needs(self, key: bytes, record: bytes) -> bool:
+        """Nothing."""
+        return False
+
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> PredictShard:
         """A fresh shard."""
         return PredictShard()

@@ -71,8 +71,11 @@ class Role(Protocol):
     def inputs(self) -> tuple[str, ...]:
         """The topics that it reads, by their names in `wire`."""
 
+    def needs(self, key: bytes, record: bytes) -> bool:
+        """Whether `open` must see this record of the state; the others are read when they are needed."""
+
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> Shard:
-        """Take up a partition from its restored state."""
+        """Take up a partition from its restored state; `records` are those that `needs` asked for."""
 
     async def work(self, batch: Sequence[tuple[Any, str, list[ConsumerRecord]]]) -> None:
         """Apply the records to their shards, which are what `open` gave."""

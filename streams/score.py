@@ -8,7 +8,7 @@ from aiokafka import ConsumerRecord
 
 from streams import wire
 from streams.metrics import Metrics
-from streams.pairing import CLOCK_KEY, Pairing, Waiting
+from streams.pairing import CLOCK_KEY, Clock, Pairing
 from streams.roles import Changes, Output, refused
 from streams.settings import Settings
 from streams.store import Store
@@ -24,13 +24,10 @@ _decode_session = msgspec.json.Decoder(wire.Session).decode
 class ScoreShard:
     """One partition of predictions and sessions."""
 
-    def __init__(self, role: "Scoring", store: Store, records: Iterable[tuple[bytes, bytes]]) -> None:
+    def __init__(self, role: "Scoring", store: Store) -> None:
         clock = store.get(CLOCK_KEY)
-        known = msgspec.msgpack.decode(clock, type=tuple[int, int]) if clock else (0, 0)
+        known = msgspec.msgpack.decode(clock, type=Clock) if clock else None
         self.pairing = Pairing(role.settings.expire_after_ms, store.get, known)
-        for key, record in records:
-            if not key.startswith(b"\0"):
-                self.pairing.waiting += len(msgspec.msgpack.decode(record, type=Waiting).guesses)
         self._role, self._store = role, store
         self._outputs: list[Output] = []
         self._sweep_key: bytes | None = None
@@ -92,9 +89,13 @@ class Scoring:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self._metrics = settings, metrics
 
+    def needs(self, key: bytes, record: bytes) -> bool:
+        """Nothing."""
+        return False
+
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> ScoreShard:
         """Take up a partition from its restored state; its records are read again when they are needed."""
-        return ScoreShard(self, store, records)
+        return ScoreShard(self, store)
 
     async def work(self, batch: Sequence[tuple[ScoreShard, str, list[ConsumerRecord]]]) -> None:
         """Pair what came, per partition."""
@@ -109,4 +110,4 @@ class Scoring:
         """Show the shard's figures as metrics."""
         self._metrics.predictions_expired.inc(shard.pairing.expired)
         shard.pairing.expired = 0
-        self._metrics.waiting_predictions.labels(partition).set(shard.pairing.waiting)
+        self._metrics.waiting_predictions.labels(partition).set(shard.pairing.clock.waiting)

@@ -15,8 +15,8 @@ from streams.events import BadEvent, EventDecoder, check_key
 from streams.metrics import Metrics
 from streams.profiles import SiteProfile
 from streams.roles import Changes, Output, refused
-from streams.sessionizer import Capped, Sessionizer
-from streams.sessions import Fate, Policy
+from streams.sessionizer import RESERVED, Capped, Sessionizer
+from streams.sessions import Fate, Policy, has_open
 from streams.settings import Settings
 from streams.store import Store
 
@@ -155,6 +155,10 @@ class Sessionize:
         """From here on closed sessions carry what this bundle needs; each user's sums are made anew at the next one."""
         self.router = router
         self.channels = None if items is None else Channels.of(self.settings, items)
+
+    def needs(self, key: bytes, record: bytes) -> bool:
+        """The partition's own records, and those of users with an open session."""
+        return key.startswith(RESERVED) or has_open(record)
 
     def open(self, partition: int, store: Store, records: Iterable[tuple[bytes, bytes]]) -> SessionizeShard:
         """Take up a partition from its restored state."""

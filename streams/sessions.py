@@ -128,9 +128,14 @@ _decode_open = msgspec.msgpack.Decoder(_OpenTimes).decode
 NOTHING_OPEN = 0x90  # an empty array: the first field, behind the one byte that heads a record of up to 15 fields
 
 
+def has_open(record: bytes) -> bool:
+    """Whether a user's record holds an open session."""
+    return record[1] != NOTHING_OPEN
+
+
 def next_due_of_record(record: bytes, policy: Policy) -> tuple[int, int | None]:
     """(open sessions, when the next is due) of a user's record: all that a partition needs to take it up."""
-    if record[1] == NOTHING_OPEN:
+    if not has_open(record):
         return 0, None
     visits = _decode_open(record).open
     return len(visits), min(due_ms(visit, policy) for visit in visits)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streams import wire
 from streams.metrics import Metrics
-from streams.pairing import CLOCK_KEY, DISORDER_MS, Pairing
+from streams.pairing import CLOCK_KEY, DISORDER_MS, Clock, Pairing
 from streams.score import Scoring
 from streams.settings import DAY_MS, HOUR_MS, Settings
 from tests import oracle
@@ -122,7 +122,7 @@ class Reader:
         if how == "evict":
             self.pairing.evict()
         elif how == "restart":
-            clock = msgspec.msgpack.decode(self.store[CLOCK_KEY], type=tuple[int, int])
+            clock = msgspec.msgpack.decode(self.store[CLOCK_KEY], type=Clock)
             self.pairing = Pairing(EXPIRE, self.store.get, clock)
         self.drain()
 
@@ -296,6 +296,10 @@ class NoStore:
 
     def items_after(self, key: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         return []
+
+
+def test_a_clock_of_an_older_version_is_read() -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode((5, 7)), type=Clock) == Clock(5, 7, 0)
 
 
 async def test_wrong_records_are_refused_and_the_rest_goes_on() -> None:
