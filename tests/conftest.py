@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,17 +14,23 @@ from tests.bundle import make_bundle
 from tests.kafka import Kafka, Unavailable, create_topics, open_kafka
 
 _numbers = itertools.count()
+K = TypeVar("K", bound=Kafka)
+
+
+def or_skip(opening: Callable[[], K]) -> K:
+    """The broker, or the test is skipped with the reason; where a real broker is required it fails."""
+    try:
+        return opening()
+    except Unavailable as reason:
+        if os.environ.get("CI", "").lower() == "true" or os.environ.get("BROWSECAST_TEST_KAFKA") == "required":
+            pytest.fail(f"a real broker is required here: {reason}")
+        pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """A real broker for all tests. A machine without one skips them with the reason; CI must have one."""
-    try:
-        broker = open_kafka()
-    except Unavailable as reason:
-        if os.environ.get("CI", "").lower() == "true" or os.environ.get("BROWSECAST_TEST_KAFKA") == "required":
-            pytest.fail(f"a real broker is required here: {reason}")
-        pytest.skip(str(reason))
+    broker = or_skip(open_kafka)
     try:
         yield broker
     finally:

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,24 +73,31 @@ class Kafka(Protocol):
 class JarKafka:
     """Apache Kafka in KRaft mode as a Java process of this machine."""
 
-    def __init__(self, heap_mb: int = 512) -> None:
-        """Fetch the jars if need be and choose free ports. Raises `Unavailable` without Java 17 or Maven."""
+    def __init__(self, heap_mb: int = 512, secure: Mapping[str, str] | None = None) -> None:
+        """Fetch the jars if need be and choose free ports. Raises `Unavailable` without Java 17 or Maven.
+
+        `secure` are the settings of a second listener, SECURE, that asks for TLS and SASL, at `secure_servers`.
+        """
         self._libraries = _jars()
         self._java = shutil.which("java") or "java"
         self._directory = Path(tempfile.mkdtemp(prefix="browsecast-kafka-"))
         self._heap = f"-Xmx{heap_mb}m"
         self._process: subprocess.Popen[bytes] | None = None
-        client, controller = _free_ports(2)
-        self.bootstrap_servers = f"127.0.0.1:{client}"
+        client, controller, secured = _free_ports(3)
+        self.bootstrap_servers, self.secure_servers = f"127.0.0.1:{client}", f"127.0.0.1:{secured}"
+        listeners = f"PLAINTEXT://{self.bootstrap_servers}"
+        if secure is not None:
+            listeners += f",SECURE://{self.secure_servers}"
         settings = NODE | {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{client}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": listeners,
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
             "log.dirs": str(self._directory / "data"),
+            **{f"listener.name.secure.{name}": value for name, value in (secure or {}).items()},
         }
         self._config = self._directory / "server.properties"
         self._config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))

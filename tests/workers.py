@@ -23,6 +23,8 @@ def environment(settings: Settings) -> dict[str, str]:
     values = settings.model_dump(mode="json", exclude_none=True)
     own = {name: value for name, value in os.environ.items() if not name.startswith("BROWSECAST_")}
     threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if settings.sasl_password is not None:
+        values["sasl_password"] = settings.sasl_password.get_secret_value()
     return own | threads | {f"BROWSECAST_{name.upper()}": str(value) for name, value in values.items()}
 
 
