@@ -1,7 +1,7 @@
 """A bundle: everything a prediction is made with, in one directory whose every byte is verified before use."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +30,12 @@ from models.config import (
 )
 from models.encoder import encoder_digest, encoder_path
 from models.forecaster import Forecaster
+from models.items import ITEMS, TENSORS, ItemsFile, ItemTable, read_items, write_items
 from models.language_model import LanguageModel, restore
 from models.manifest import BundleRefused, Verified, verify, write_bundle
 from models.outcomes import OutcomeHead
 from models.predictors import Predictor, Separate, Token
+from models.retriever import operator_of
 from models.routing import ChainRouter, make_router, router_digest
 from models.selector import make_embed, make_selector
 from models.vocabulary import Tokenizer, Vocabulary
@@ -63,10 +65,12 @@ class Bundle(Forecaster):
     """A loaded bundle: `forecast(visits)` with its models, `fallback(visits)` without.
 
     `digest` is `sha256:` and the hex digest of the manifest; `version` is readable and changes with the digest.
+    `items` are None where it knows none.
     """
 
     version: str
     digest: str
+    items: ItemTable | None
 
 
 def use_threads(threads: int) -> None:
@@ -102,6 +106,7 @@ def load_bundle(path: Path, device: Device = "auto") -> Bundle:
     bundle = Bundle(config, vocabulary, router, routing, predictor, heads)
     bundle.digest = verified.digest
     bundle.version = version_of(config, verified.digest)
+    bundle.items = _items(verified)
     return bundle
 
 
@@ -115,12 +120,14 @@ def save_bundle(
     models: Sequence[Any],
     card: str,
     adapters: dict[str, torch.Tensor] | None = None,
+    items: tuple[ItemsFile, Mapping[str, np.ndarray]] | None = None,
 ) -> None:
     """Write a bundle in one step: whoever looks sees all of it or nothing.
 
     `embeddings` (V, D) float32 has a row for every token; `selector` are the tensors that `make_router` and
     `make_selector` read; `models` are transformers models, one a cluster or, with `adapters` or cluster tokens, one for
-    all; `card` is the model card in Markdown.
+    all; `card` is the model card in Markdown; `items` are what `ItemTable` holds. Raises ValueError for `items` that
+    `load_bundle` would refuse.
     """
 
     def fill(work: Path) -> None:
@@ -135,6 +142,9 @@ def save_bundle(
             model.save_pretrained(work / PREDICTORS / str(k), max_shard_size="1TB")
         if adapters is not None:
             safetensors.torch.save_file(adapters, work / PREDICTORS / ADAPTERS)
+        if items is not None:
+            write_items(work, *items)
+            operator_of(items[0].retriever, items[1])
 
     write_bundle(Path(path), fill)
 
@@ -210,6 +220,17 @@ def read_model(verified: Verified, number: int, tokens: int) -> Any:
         what = f"the model knows {model.config.vocab_size} tokens, but {VOCABULARY} and the clusters need {tokens}"
         raise BundleRefused(verified.root, place, what)
     return model
+
+
+def _items(verified: Verified) -> ItemTable | None:
+    if ITEMS not in verified.manifest.files:
+        return None
+    table = read_items(verified)
+    try:
+        operator_of(table.retriever, table.tensors)
+    except ValueError as error:
+        raise BundleRefused(verified.root, TENSORS, str(error)) from None
+    return table
 
 
 def _head(

@@ -16,6 +16,7 @@ from models.manifest import BundleRefused, File, Verified, open_manifest
 ITEMS = "items.json"
 TENSORS = "items.safetensors"
 WIDTH = 64
+WEIGHTS = "xpert."  # how the names of the operator's tensors begin
 
 Ranker = Literal["popularity", "counts", "nearest", "shared", "residual", "personal"]
 Activation = Literal["relu", "identity"]
@@ -25,14 +26,20 @@ class RetrieverConfig(msgspec.Struct, frozen=True):
     """Which retriever validation chose, and its numbers. Scores are cosines + `seed_bias` + `prior` * log(1 + clicks).
 
     `ranker`: `nearest` asks with the seeds as they are, `shared` with one matrix for all visitors, `residual` and
-    `personal` with an operator of the visitor's own. `fused`: its list and the counts' by reciprocal ranks.
+    `personal` with an operator of the visitor's own; the last three have their prior and bias among their weights.
+    `fused`: its list and the counts' by reciprocal ranks.
     """
 
     ranker: Ranker = "nearest"
     fused: bool = False
-    prior: tuple[float, float] = (0.0, 0.0)  # within a session; for its first click
-    seed_bias: tuple[float, ...] = ()  # by rank of the seed, heaviest first; the last one holds beyond
+    fusion: int = 60  # constant of the reciprocal ranks (Cormack et al. 2009)
+    prior: tuple[float, float] = (0.0, 0.0)  # of `nearest`: within a session; for its first click
+    seed_bias: tuple[float, ...] = ()  # of `nearest`: by rank of the seed, heaviest first; the last one holds beyond
+    counts_seeds: int = 5  # newest items that the counts look at
+    counts_fade: float = 0.5  # what each of them weighs of the one after it
+    counts_power: float = 0.5  # their counts are divided by their clicks to this power
     window_ms: int = 6 * 3_600_000  # of the clicks that popularity counts
+    clicks_until_ms: int | None = None  # event time up to which the table's `clicks` are counted; None: not known
     history: int = 16  # events that the visitor's vector is made of
     heads: int = 1  # of the morph
     activation: Activation = "identity"  # of the morph
@@ -49,7 +56,10 @@ class ItemTable:
     """Items by row: unit `vectors` (N, D), `clusters` (N,), `clicks` (N,) when the table was made; `centroids` (K, D).
 
     `digest` names the table: clusters and vectors of different digests do not go together. `tensors` are all tensors
-    of the file, the retriever's weights among them.
+    of the file: `text_map` (384, D), if new items can be placed by their texts; the state of `models.xpert.XPert` under
+    names that begin with `xpert.`, if the ranker needs one; co-visits as a CSR matrix (N, N), if it counts:
+    `covisits_indptr` (N + 1,), `covisits_indices` and `covisits_values` (nonzeros,), and `covisits_clicks` (N,) where
+    they are not divided by `clicks`.
     """
 
     def __init__(self, file: ItemsFile, tensors: Mapping[str, np.ndarray], digest: str) -> None:
@@ -101,17 +111,14 @@ def read_items(verified: Verified) -> ItemTable:
         tensors = load(verified.read(TENSORS))
     except SafetensorError as error:
         raise BundleRefused(verified.root, TENSORS, f"not a safetensors file ({error})") from None
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise BundleRefused(verified.root, TENSORS, f"tensor {name} holds NaN or infinite numbers")
-    if what := _wrong(file.ids, tensors):
+    if what := _wrong(file, tensors):
         raise BundleRefused(verified.root, TENSORS, what)
     return ItemTable(file, tensors, _digest(verified.manifest.files))
 
 
 def write_items(directory: Path, file: ItemsFile, tensors: Mapping[str, np.ndarray]) -> None:
     """Write the two files, as `fill` of `write_bundle` does. Raises ValueError for what `load_items` would refuse."""
-    if what := _wrong(file.ids, tensors):
+    if what := _wrong(file, tensors):
         raise ValueError(f"{what}.")
     write_json(directory / ITEMS, file)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, directory / TENSORS)
@@ -137,9 +144,15 @@ def nearest_clusters(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return np.concatenate([part.argmax(axis=1) for part in parts]).astype(np.int32)
 
 
-def _wrong(ids: Sequence[str], tensors: Mapping[str, np.ndarray]) -> str | None:
-    missing = {"vectors", "clusters", "clicks", "centroids"} - set(tensors)
-    if missing:
+def _wrong(file: ItemsFile, tensors: Mapping[str, np.ndarray]) -> str | None:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            return f"tensor {name} holds NaN or infinite numbers"
+    return _wrong_table(file.ids, tensors) or _wrong_retriever(file.retriever, len(file.ids), tensors)
+
+
+def _wrong_table(ids: Sequence[str], tensors: Mapping[str, np.ndarray]) -> str | None:
+    if missing := {"vectors", "clusters", "clicks", "centroids"} - set(tensors):
         return f"holds no `{min(missing)}`"
     if len(set(ids)) != len(ids):
         return f"{ITEMS} names an item twice"
@@ -153,7 +166,38 @@ def _wrong(ids: Sequence[str], tensors: Mapping[str, np.ndarray]) -> str | None:
             return f"`{name}` is not one number for each of the {len(ids)} items"
     if len(clusters) and not (clusters.min() >= 0 and clusters.max() < len(centroids)):
         return f"`clusters` names a cluster that is none of the {len(centroids)}"
-    return None
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not (np.isclose(lengths, 1.0, atol=1e-3) | (lengths == 0)).all():
+        return "`vectors` are not all of length 1"
+    return "`clicks` are fewer than none" if (tensors["clicks"] < 0).any() else None
+
+
+def _wrong_retriever(chosen: RetrieverConfig, items: int, tensors: Mapping[str, np.ndarray]) -> str | None:
+    width, text_map = tensors["vectors"].shape[1], tensors.get("text_map")
+    if text_map is not None and (text_map.ndim != 2 or text_map.shape[1] != width):
+        return f"`text_map` is {text_map.shape}, but vectors have {width} numbers"
+    learned = any(name.startswith(WEIGHTS) for name in tensors)
+    if chosen.ranker in ("shared", "residual", "personal") and not learned:
+        return f"holds no weights `{WEIGHTS}...`, which the ranker {chosen.ranker!r} needs"
+    counted = [name for name in tensors if name.startswith("covisits_")]
+    if not counted:
+        needed = chosen.fused or chosen.ranker == "counts"
+        return "holds no `covisits_...`, which the retriever needs" if needed else None
+    return _wrong_counts(items, tensors)
+
+
+def _wrong_counts(items: int, tensors: Mapping[str, np.ndarray]) -> str | None:
+    if missing := {f"covisits_{part}" for part in ("indptr", "indices", "values")} - set(tensors):
+        return f"holds no `{min(missing)}`"
+    starts, columns, values = (tensors[f"covisits_{part}"] for part in ("indptr", "indices", "values"))
+    if starts.shape != (items + 1,) or columns.shape != values.shape or columns.ndim != 1:
+        return f"`covisits_...` are no sparse matrix of {items} items"
+    if starts[0] != 0 or starts[-1] != len(columns) or (np.diff(starts) < 0).any():
+        return "`covisits_indptr` does not divide the other two"
+    if len(columns) and not (columns.min() >= 0 and columns.max() < items):
+        return f"`covisits_indices` names an item that is none of the {items}"
+    clicks = tensors.get("covisits_clicks", tensors["clicks"])
+    return None if clicks.shape == (items,) else f"`covisits_clicks` is not one number for each of the {items} items"
 
 
 def _digest(files: Mapping[str, File]) -> str:

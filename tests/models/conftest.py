@@ -9,6 +9,7 @@ import torch
 
 from models.bundle import save_bundle
 from models.config import FORMAT, BundleConfig, Decoding, Outcome
+from models.items import ItemsFile
 from models.language_model import LanguageModel, build
 from models.routing import page_costs
 from models.vocabulary import SPECIALS, Vocabulary
@@ -17,6 +18,7 @@ torch.set_num_threads(1)  # the machine is shared
 
 PAGES = ["home", "shoes", "shirts", "search", "cart", "paid", "sale", "help"]
 SIZE = len(SPECIALS) + len(PAGES)
+Goods = tuple[ItemsFile, dict[str, np.ndarray]]
 ARCHITECTURES = ("opt", "qwen2", "llama")
 
 
@@ -36,7 +38,7 @@ def tiny(architecture: str = "opt", seed: int = 0, size: int = SIZE) -> Language
     return LanguageModel(model)
 
 
-def write_tiny(path: Path, architecture: str = "opt", clusters: int = 2) -> Path:
+def write_tiny(path: Path, architecture: str = "opt", clusters: int = 2, items: Goods | None = None) -> Path:
     """A whole bundle with random models and embeddings."""
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(SIZE, 12)).astype(np.float32)
@@ -54,7 +56,7 @@ def write_tiny(path: Path, architecture: str = "opt", clusters: int = 2) -> Path
     weights = {"cart": np.zeros(SIZE), "purchase": np.linspace(-2.0, 1.0, SIZE)}
     models = [tiny(architecture, seed=k).model for k in range(clusters)]
     selector = {"costs": costs, "centroids": centers}
-    save_bundle(path, config, vocabulary(), embeddings, selector, weights, models, "# A tiny bundle\n")
+    save_bundle(path, config, vocabulary(), embeddings, selector, weights, models, "# A tiny bundle\n", items=items)
     return path
 
 
