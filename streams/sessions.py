@@ -15,6 +15,7 @@ import msgspec
 from models.visit import recent
 from streams.channels import NO_CHANNELS, Channels
 from streams.settings import Settings
+from streams.touched import NOTHING_TOUCHED, touch
 from streams.wire import Context, Event, Routing, Seed, Session
 
 CART, PURCHASE = 1, 2  # the bits of an event's mark
@@ -46,6 +47,7 @@ class Policy(msgspec.Struct, frozen=True):
     events_per_minute: int
     forget_after_ms: int
     history_tokens: int
+    recent_items: int
 
     @classmethod
     def of(cls, settings: Settings) -> "Policy":
@@ -62,6 +64,7 @@ class Policy(msgspec.Struct, frozen=True):
             events_per_minute=settings.max_events_per_minute,
             forget_after_ms=settings.forget_after_ms,
             history_tokens=settings.history_tokens,
+            recent_items=settings.recent_items,
         )
 
 
@@ -95,6 +98,7 @@ class User(msgspec.Struct, array_like=True, gc=False):
     history: msgspec.Raw = msgspec.Raw(b"\x90")  # list[list[str]], decoded only when a session closes
     routing: Routing | None = None
     seeds: msgspec.Raw = NO_CHANNELS  # list[channels.Kept] | None, decoded only when a session closes
+    items: msgspec.Raw = NOTHING_TOUCHED  # touched.Kept | None, the same
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -312,6 +316,7 @@ def finish(
     if channels is not None:
         user.seeds, seeds = channels.update(user.seeds, zip(visit.items, visit.ts, strict=True))
     user.number += 1
+    user.items, touched = touch(user.items, visit.items, _bought(visit), user.number, policy.recent_items)
     session = Session(
         session_id=_session_id(user_id, visit),
         user_id=user_id,
@@ -323,12 +328,17 @@ def finish(
         items=visit.items if any(item is not None for item in visit.items) else None,
         cart=any(mark & CART for mark in visit.marks),
         purchase=any(mark & PURCHASE for mark in visit.marks),
-        context=Context(history, user.closed_id, user.closed_end_ms, user.routing, seeds),
+        context=Context(history, user.closed_id, user.closed_end_ms, user.routing, seeds, *touched),
     )
     user.closed_id, user.closed_end_ms = session.session_id, session.end_ms
     user.recent = (user.recent + visit.ids)[-RECENT_IDS * ID_BYTES :]
     user.history = msgspec.Raw(_encode(recent([*history, visit.pages], policy.history_tokens)))
     return session
+
+
+def _bought(visit: Visit) -> list[str]:
+    marked = zip(visit.items, visit.marks, strict=True)
+    return [item for item, mark in marked if item is not None and mark & PURCHASE]
 
 
 def _session_id(user_id: str, visit: Visit) -> str:

@@ -12,6 +12,7 @@ from streams.errors import BrokerUnavailable
 from streams.partitioner import partition_of
 from streams.sessions import User, decode_user, history_of
 from streams.settings import Settings
+from streams.touched import touched_of
 
 DELIVERY_S = 30.0
 
@@ -27,7 +28,7 @@ class UserState:
 
     def lines(self) -> Mapping[str, Any]:
         """The state as plain values, for people and for JSON. Times are epoch milliseconds."""
-        user = self.user
+        user, touched = self.user, touched_of(self.user.items)
         return {
             "user_id": self.user_id,
             "partition": self.partition,
@@ -47,6 +48,8 @@ class UserState:
                 {"item_id": one.item_id, "ts_ms": one.ts_ms, "weight": one.weight, "events_since": one.age}
                 for one in channels_of(user.seeds)
             ],
+            "recent_items": touched.items,
+            "bought_items": [item_id for item_id, _ in touched.bought],
             "events_this_minute": user.window_events,
         }
 

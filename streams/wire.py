@@ -83,6 +83,8 @@ class Context(msgspec.Struct):
     previous_end_ms: int | None
     routing: Routing | None  # this session included
     seeds: list[Seed] | None = None  # heaviest channel first; null without a bundle that knows items
+    recent_items: list[str] = []  # touched last, this session included, newest first, each once
+    bought_items: list[str] = []  # the same of those bought in this session and the two before it
 
 
 class Session(msgspec.Struct):

@@ -46,6 +46,7 @@ class Click:
     page: str = field(compare=False)
     type: str = field(compare=False)
     id: str = field(compare=False)
+    item: str | None = field(compare=False, default=None)
 
 
 @dataclass(frozen=True, order=True)
@@ -64,12 +65,16 @@ class Cut:
 
 @dataclass
 class Expected:
-    """All that must come out: a fate for every record (by partition and offset), closed sessions, late and rejected."""
+    """All that must come out: a fate for every record (by partition and offset), closed sessions, late and rejected.
+
+    `touched` are user, number and start of each session with the recent and the bought items that its context has.
+    """
 
     fates: dict[tuple[int, int], str] = field(default_factory=dict)
     sessions: list[Cut] = field(default_factory=list)
     late: list[tuple[str, int, int]] = field(default_factory=list)  # user, ts, late_by_ms
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
+    touched: list[tuple[str, int, int, list[str], list[str]]] = field(default_factory=list)
     still_open: int = 0
 
 
@@ -81,6 +86,7 @@ class Visitor:
         self.closed_end: int | None = None
         self.number = 0
         self.recent: list[str] = []
+        self.items: list[tuple[str, bool, int]] = []  # of closed sessions: item, whether it was bought, session
         self.last_ts: int | None = None
 
 
@@ -144,9 +150,8 @@ class Partition:
         if ts > record.timestamp_ms + self.rules.ahead_ms:
             return "in_the_future"
         place = f"place {record.offset}"
-        return Click(
-            ts, record.offset, user, event["page"], event.get("type") or "view", event.get("event_id") or place
-        )
+        kind, event_id = event.get("type") or "view", event.get("event_id") or place
+        return Click(ts, record.offset, user, event["page"], kind, event_id, event.get("item_id"))
 
     def is_duplicate(self, click: Click) -> bool:
         """Whether the id is in the user's open sessions, among held events, or among the user's last ones."""
@@ -209,6 +214,9 @@ class Partition:
                 visitor.closed_end = piece[-1].ts
                 visitor.recent = [*visitor.recent, *(click.id for click in piece)][-REMEMBERED_IDS:]
                 self.expected.sessions.append(as_cut(user, visitor.number, piece))
+                visitor.items += [(c.item, c.type == "purchase", visitor.number) for c in piece if c.item is not None]
+                touched = touched_of(visitor.items, visitor.number, self.rules.recent_items)
+                self.expected.touched.append((user, visitor.number, piece[0].ts, *touched))
         silent_since = visitor.last_ts if not visitor.open else None
         if watermark is not None and silent_since is not None and silent_since + self.rules.forget_after_ms < watermark:
             del self.users[user]
@@ -257,6 +265,13 @@ def as_cut(user: str, number: int, clicks: Sequence[Click]) -> Cut:
         any(click.type == "cart" for click in clicks),
         any(click.type == "purchase" for click in clicks),
     )
+
+
+def touched_of(items: Sequence[tuple[str, bool, int]], number: int, most: int) -> tuple[list[str], list[str]]:
+    """The newest items, and the newest of those bought in session `number` and the two before, each once."""
+    newest = [item for item, _, _ in reversed(items)]
+    bought = [item for item, was_bought, when in reversed(items) if was_bought and when >= number - 2]
+    return sorted(set(newest), key=newest.index)[:most], sorted(set(bought), key=bought.index)[:most]
 
 
 def simple_sessions(clicks: Iterable[Click], settings: Settings) -> list[Cut]:

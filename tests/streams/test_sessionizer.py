@@ -23,7 +23,7 @@ BASE = 1_700_000_000_000
 GAP, GRACE, AHEAD = 60_000, 100_000, 600_000
 YEAR = 31_536_000_000
 MARKS = {"view": 0, "cart": CART, "purchase": PURCHASE}
-RULES = Settings(gap_ms=GAP, grace_ms=GRACE, ahead_ms=AHEAD, seed_events=2)
+RULES = Settings(gap_ms=GAP, grace_ms=GRACE, ahead_ms=AHEAD, seed_events=2, recent_items=3)
 CUTTING = RULES.but(max_session_events=3, max_session_ms=90_000)
 STRICT = CUTTING.but(max_events_per_minute=2, forget_after_ms=400_000, held_events=3, seeds="recency")
 FORGETFUL = RULES.but(ahead_users=2, forget_after_ms=400_000)
@@ -253,7 +253,7 @@ def test_same_as_the_oracle(log: list[Entry], ended: bool, rules: Settings) -> N
     records = []
     for offset, (key, event) in enumerate(log):
         value = (
-            None if event is None else json.dumps({name: getattr(event, name) for name in event.__struct_fields__[:5]})
+            None if event is None else json.dumps({name: getattr(event, name) for name in event.__struct_fields__[:6]})
         )
         sent = event.ts if event is not None else 0
         records.append(oracle.Record(0, offset, sent, key, None if value is None else value.encode()))
@@ -272,6 +272,10 @@ def test_same_as_the_oracle(log: list[Entry], ended: bool, rules: Settings) -> N
         found = session.context.seeds or []
         assert [(seed.item_id, seed.channel) for seed in found] == [one[:2] for one in wanted]
         assert [seed.weight for seed in found] == pytest.approx([one[2] for one in wanted])
+    touched = [
+        (s.user_id, s.number, s.start_ms, s.context.recent_items, s.context.bought_items) for s in run.contents()
+    ]
+    assert sorted(touched) == sorted(expected.touched)
     assert sorted((e.user_id, e.ts, by) for e, by in run.late) == sorted(expected.late)
     for offset, fate in enumerate(run.fates):
         final = expected.fates[0, offset]

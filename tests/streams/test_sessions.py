@@ -29,6 +29,7 @@ from streams.sessions import (
     step,
 )
 from streams.settings import Settings
+from streams.touched import NOTHING_TOUCHED
 from streams.wire import Event, Seed, Session
 
 BASE = 1_700_000_000_000
@@ -400,7 +401,35 @@ def test_records_from_before_the_seeds_are_read() -> None:
     """With the null that stood there, and from before there was a place for them."""
     user = User(last_ms=5, number=3)
     fields = msgspec.msgpack.decode(encode_user(user))
-    assert fields[-1] is None
-    for before in (fields, fields[:-1]):
+    assert fields[-2:] == [None, None]
+    for before in (fields, fields[:-1], fields[:-2]):
         found = decode_user(msgspec.msgpack.encode(before))
-        assert (found.number, bytes(found.seeds)) == (3, bytes(NO_CHANNELS))
+        assert (found.number, bytes(found.seeds), bytes(found.items)) == (3, bytes(NO_CHANNELS), bytes(NOTHING_TOUCHED))
+
+
+# ---------------------------------------------------------------- the items touched last
+
+
+def test_the_newest_items_go_from_session_to_session() -> None:
+    """By event time, each once and only so many; with or without a table of items."""
+    user, rules = User(), policy(recent_items=3)
+    first = looked_at([(2, "b"), (1, "a"), (3, None), (4, "b")], user, rules, None)
+    assert first.context.recent_items == ["b", "a"]
+    assert looked_at([(10**6, None)], user, rules, None).context.recent_items == ["b", "a"]
+    user = decode_user(encode_user(user))
+    third = looked_at([(2 * 10**6, "c"), (2 * 10**6 + 1, "a"), (2 * 10**6 + 2, "d")], user, rules, None)
+    assert third.context.recent_items == ["d", "a", "c"]
+    assert third.context.bought_items == []
+
+
+def test_what_was_bought_is_known_for_three_sessions() -> None:
+    user, rules, told = User(), policy(recent_items=2), []
+    for number, bought in enumerate([["a", "b"], [], ["c"], [], ["a"], []]):
+        at = number * 10**6
+        for ms, item in enumerate([*bought, "seen"]):
+            mark = PURCHASE if item in bought else CART
+            step(user, Event("u", BASE + at + ms, "p", item_id=item), bytes([number, ms] * 4), mark, EARLY, rules)
+        (visit,) = close_due(user, None, rules)
+        told.append(finish(user, "u", visit, None, rules).context.bought_items)
+        user = decode_user(encode_user(user))
+    assert told == [["b", "a"], ["b", "a"], ["c", "b"], ["c"], ["a", "c"], ["a"]]
