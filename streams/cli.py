@@ -526,11 +526,12 @@ def models_verify(
     from trainer import decisions
 
     found, aliases = _models(registry=registry, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    refused = []
-    for ref, error in decisions.verify_all(found, aliases, name):
+    checked = list(decisions.verify_all(found, aliases, name))
+    for ref, error in checked:
         typer.echo(f"{ref.version} is whole" if error is None else str(error))
-        refused += [error] if error else []
-    if refused:
+    if not checked:
+        typer.echo(f"there are no bundles in registry {found.address}")
+    if refused := [error for _, error in checked if error is not None]:
         raise typer.Exit(refused[0].exit_code)
 
 

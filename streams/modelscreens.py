@@ -35,16 +35,23 @@ def story_screen(story: Story) -> RenderableType:
         now.add_row(
             Text(alias, "bold"), *([Text(named.version, "green"), Text(named.uri, "dim")] if named else ["none"])
         )
-    table = Table("when (UTC)", "what", "model", "by", "now", "why", header_style="bold")
     versions = {decision.digest: decision.version for decision in story.decisions}
-    for decision in story.decisions:
-        why = Text(decision.reason)
-        if decision.evidence:
-            why.append("\n" + "  ".join(_figures(decision.evidence)), "dim")
-        what = Text(_words(decision.decision), STYLES.get(decision.decision, ""))
-        moves = Text("\n".join(_moves(decision, versions)))
-        table.add_row(_when(decision.at_ms), what, Text(decision.version), Text(decision.by), moves, why)
-    return Group(now, table if story.decisions else Text("Nothing was published yet: browsecast models publish BUNDLE"))
+    told = [_told(decision, versions) for decision in story.decisions]
+    return Group(now, *(told or [Text("Nothing was published yet: browsecast models publish BUNDLE")]))
+
+
+def _told(decision: ModelDecision, versions: Mapping[str, str]) -> Text:
+    """A paragraph: when, what, by whom, the aliases that moved; then each reason, then the evidence."""
+    text = Text(f"\n{_when(decision.at_ms)} UTC  ")
+    text.append(_words(decision.decision), STYLES.get(decision.decision, ""))
+    text.append(f" {decision.version}", "bold").append(f" by {decision.by}")
+    if moves := ", ".join(_moves(decision, versions)):
+        text.append(f", now {moves}")
+    for reason in decision.reason.split("; "):
+        text.append(f"\n  {reason}")
+    for line in _evidence(decision.evidence, versions):
+        text.append(f"\n    {line}", "dim")
+    return text
 
 
 def decision_line(decision: ModelDecision) -> str:
@@ -61,13 +68,54 @@ def _moves(decision: ModelDecision, versions: Mapping[str, str]) -> Iterator[str
             yield f"{alias}: {'none' if digest is None else versions.get(digest, _short(digest))}"
 
 
-def _figures(evidence: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Every value with its name; those of nested objects as `outer.inner`."""
+def _evidence(evidence: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[str]:
+    """A line for each group of figures, then the plain values in one; nothing of what is null.
+
+    Of a comparison only the figures: the reasons tell the differences.
+    """
+    plain: dict[str, Any] = {}
     for name, value in evidence.items():
-        if isinstance(value, Mapping):
-            yield from _figures(value, f"{above}{name}.")
+        if name == "comparison":
+            plain["visitors"] = value["users"]
+            yield from _groups("", value["figures"])
+        elif isinstance(value, Mapping):
+            yield from _groups(name, value)
         else:
-            yield f"{above}{name} {value:.4g}" if isinstance(value, float) else f"{above}{name} {value}"
+            plain[name] = value
+    yield from _line("", plain, versions)
+
+
+def _groups(name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each group within, else one for all."""
+    if any(isinstance(value, Mapping) and not _is_figure(value) for value in values.values()):
+        for inner, figures in values.items():
+            yield from _groups(f"{name} {inner}".strip(), figures)
+    else:
+        yield from _line(f"{_words(name)}: ", values, {})
+
+
+def _line(start: str, values: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[str]:
+    told = [
+        f"{_words(name.removesuffix('_ms'))} {_value(name, value, versions)}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    if told:
+        yield start + "  ".join(told)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"mean", "low", "high"} <= value.keys()
+
+
+def _value(name: str, value: Any, versions: Mapping[str, str]) -> str:
+    if _is_figure(value):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if name.endswith("_ms"):
+        return " to ".join(_when(moment) for moment in value)
+    return str(versions.get(value, value) if isinstance(value, str) else value)
 
 
 def _words(kind: str) -> str:

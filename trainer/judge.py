@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from models.manifest import BundleRefused
-from streams.wire import ModelDecision, Record, Score
+from streams.wire import CHALLENGER, CHAMPION, ModelDecision, Record, Score
 from trainer import decisions
 from trainer.decisions import Grounds, InService
 from trainer.drift import Window
@@ -47,7 +47,8 @@ class Judge:
         self._metrics, self._rules = metrics, rules
         self._state = load_state(path, feed.topic)
         self._seen = InService(None, None)
-        self._next_try = 0.0  # after a decision that could not be carried out
+        self._failed: tuple[InService, str] | None = None  # what could not be carried out, and of whom
+        self._next_try = 0.0  # of that
 
     def run(self, stop: Event) -> None:
         """Until `stop`."""
@@ -70,14 +71,16 @@ class Judge:
     def settle(self) -> None:
         """Look at what the aliases name, drop the evidence of all others, and carry out what is due."""
         self._seen = decisions.in_service(self._aliases.story())
-        self._state.keep(self._seen)
-        if time.monotonic() >= self._next_try:
+        if self._state.keep(self._seen):  # and so it stays, whatever ends us
+            save_state(self._path, self._state)
+        due = self._due()
+        if due is not None and (self._failed != (self._seen, due) or time.monotonic() >= self._next_try):
             try:
                 for decision in self._carry_out():
                     self._metrics.decisions.labels(decision.decision).inc()
                     log.info("decided", decision=decision.decision, version=decision.version, reason=decision.reason)
             except TrainingError as error:
-                self._next_try = time.monotonic() + RETRY_S
+                self._failed, self._next_try = (self._seen, due), time.monotonic() + RETRY_S
                 log.error("a decision cannot be carried out: the models stay as they are", error=str(error))
         self._show()
 
@@ -110,16 +113,21 @@ class Judge:
         self._metrics.judged_scores.inc()
         self._state.add(score, self._rules)
 
+    def _due(self) -> str | None:
+        """Whose evidence asks for a decision: the challenger first, who may succeed a champion that has fallen."""
+        trial, reign = self._state.trial(self._seen), self._state.reigns.get(self._seen.champion or "")
+        if trial is not None and trial.verdict is not None:
+            return CHALLENGER
+        return CHAMPION if reign is not None and reign.fallen else None
+
     def _carry_out(self) -> Sequence[ModelDecision]:
-        """What the evidence asks for. The challenger first: one that has won succeeds a champion that has fallen."""
-        seen, rules = self._seen, self._rules
-        trial, reign = self._state.trial(seen), self._state.reigns.get(seen.champion or "")
+        """What the evidence asks for."""
+        trial, seen = self._state.trial(self._seen), self._seen
         if trial is not None and trial.verdict is not None:
             return self._conclude(trial, trial.verdict)
-        if reign is not None and reign.fallen:
-            grounds = Grounds(JUDGE, "its IoU is below that of the best baseline", reign.evidence(rules))
-            return decisions.roll_back(self._registry, self._aliases, seen, grounds)
-        return []
+        evidence = self._state.reigns[seen.champion or ""].evidence(self._rules)
+        grounds = Grounds(JUDGE, "its IoU is below that of the best baseline", evidence)
+        return decisions.roll_back(self._registry, self._aliases, seen, grounds)
 
     def _conclude(self, trial: Trial, verdict: Verdict) -> Sequence[ModelDecision]:
         seen, grounds = self._seen, Grounds(JUDGE, verdict.reason, trial.evidence(self._rules))

@@ -44,12 +44,14 @@ class JudgeState(msgspec.Struct):
         """The trial of this pair, once a score has come of it."""
         return self.trials.get(f"{seen.champion} {seen.challenger}")
 
-    def keep(self, seen: InService) -> None:
-        """Only what is about this pair: one that comes back begins anew."""
+    def keep(self, seen: InService) -> bool:
+        """Only what is about this pair: one that comes back begins anew. Says whether there was anything else."""
         pair = f"{seen.champion} {seen.challenger}"
+        before = len(self.trials) + len(self.reigns) + len(self.windows)
         self.trials = {key: trial for key, trial in self.trials.items() if key == pair}
         self.reigns = {key: reign for key, reign in self.reigns.items() if key == seen.champion}
         self.windows = {key: windows for key, windows in self.windows.items() if key == seen.champion}
+        return len(self.trials) + len(self.reigns) + len(self.windows) < before
 
     def forget(self, user_id: str) -> None:
         """Nothing stays of a user but a share in sums."""

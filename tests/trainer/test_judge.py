@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -185,6 +186,20 @@ def test_a_fallen_champion_without_one_before_it_raises_the_alert_and_stays(tmp_
     assert court.figure("decisions_total", decision="rolled_back") == 0
 
 
+def test_a_fallen_champion_that_nobody_can_replace_still_gives_way_to_a_challenger_that_wins(tmp_path: Path) -> None:
+    court = Court(tmp_path, named(CHAMPION, challenger=CHALLENGER))
+    fallen, won = scores(400, baseline=0.3), scores(1_500, better=0.08, seed=1)
+    alone = [msgspec.structs.replace(one, shadow=None) for one in fallen]
+    judge = court.judge(records(alone))
+    assert court.figure("champion_below_baseline") == 1
+    assert court.aliases_now() == {"champion": CHAMPION, "challenger": CHALLENGER}
+    judge.settle()  # it is not tried again and again
+    log = records([*alone, *won])
+    judge._feed = Played(log)
+    judge.catch_up()
+    assert court.last().decision == "promoted" and court.aliases_now() == {"champion": CHALLENGER}
+
+
 def test_a_winner_that_cannot_serve_any_more_is_retired(court: Court) -> None:
     court.registry.damaged.add(CHALLENGER)
     court.judge(records(scores(1_500, better=0.08)))
@@ -240,7 +255,7 @@ def dies(at: int, step: str) -> Callable[[pytest.MonkeyPatch, Court], None]:
 def test_a_judge_that_was_killed_decides_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, step: str
 ) -> None:
-    log = records(scores(1_200, better=0.06))
+    log = records(scores(1_500, better=0.08))
     calm = Court(tmp_path / "calm", named(OLD, CHAMPION, challenger=CHALLENGER))
     calm.judge(log)
     court = Court(tmp_path / "killed", named(OLD, CHAMPION, challenger=CHALLENGER))
@@ -292,9 +307,9 @@ def test_a_challenger_that_is_no_better_is_promoted_in_less_than_alpha_of_the_ru
 
 
 def test_a_challenger_that_is_better_and_harmless_is_not_retired_for_harm() -> None:
-    found = verdicts(20, 700, better=0.06)
+    found = verdicts(12, 1_400, better=0.06)
     assert found.count("retired") == 0
-    assert found.count("promoted") >= 15
+    assert found.count("promoted") >= 10  # most of these sessions go into showing that no outcome suffers
 
 
 def test_visitors_who_come_often_do_not_decide_alone() -> None:
