@@ -14,6 +14,7 @@ from trainer.archive import DAY_MS, first_ms
 from trainer.archivefiles import File, Manifest
 from trainer.archivewriter import ArchiveWriter
 from trainer.feeds import Feed
+from trainer.trainermetrics import TrainerMetrics
 
 POLL_RECORDS = 5_000
 POLL_S = 0.2
@@ -98,17 +99,21 @@ class Archiver:
         upkeep: Upkeep,
         flush_ms: int,
         flush_sessions: int,
+        metrics: TrainerMetrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.archive, self.feed = archive, feed
         self._upkeep, self._flush_s, self._flush_sessions = upkeep, flush_ms / 1000, flush_sessions
-        self._clock = clock
+        self._metrics, self._clock = metrics, clock
         self._waits_since: float | None = None
+        self._closed_ms: list[int] = []  # when the sessions that wait were closed
         self._next_upkeep = 0.0
+        self._unreadable = 0  # records that are shown already
 
     def run(self, stop: Event) -> None:
         """Until `stop`, then commit what waits. Raises `ArchiveUnwritable` when the disk refuses."""
         self.feed.assign(self.archive.manifest.positions)
+        self._show()
         while not stop.is_set():
             self._read()
             self._keep()
@@ -123,6 +128,7 @@ class Archiver:
         self._flush()
         while self._upkeep.step(self.archive, self._now_ms()):
             pass
+        self._show()
 
     def lag(self) -> dict[int, int]:
         """Records of each partition that are not read yet."""
@@ -130,7 +136,9 @@ class Archiver:
         return {partition: max(0, end - reached[partition]) for partition, end in self.feed.ends().items()}
 
     def _read(self) -> None:
-        self.archive.append(self.feed.poll(POLL_RECORDS, POLL_S))
+        records = self.feed.poll(POLL_RECORDS, POLL_S)
+        self.archive.append(records)
+        self._closed_ms += [record.timestamp_ms for record in records if record.value is not None]
         if not self.archive.waiting:
             return
         now = time.monotonic()
@@ -139,18 +147,47 @@ class Archiver:
             self._flush()
 
     def _flush(self) -> None:
-        before = self.archive.manifest
+        before, began = self.archive.manifest, time.monotonic()
         self.archive.flush()
         self._waits_since = None
         after = self.archive.manifest
-        if after is not before:
-            log.info("archived", sessions=after.sessions - before.sessions, commit=after.commit, files=len(after.files))
-            self.feed.commit(after.positions)
+        if after is before:
+            return
+        self._metrics.archive_flush_seconds.observe(time.monotonic() - began)
+        now_ms, closed, self._closed_ms = self._now_ms(), self._closed_ms, []
+        for closed_ms in closed:
+            self._metrics.archive_delay.observe(max(0, now_ms - closed_ms) / 1000)
+        log.info("archived", sessions=after.sessions - before.sessions, commit=after.commit, files=len(after.files))
+        self._show()
+        self.feed.commit(after.positions)
 
     def _keep(self) -> None:
         """One thing at a time, so that reading goes on meanwhile."""
-        if time.monotonic() >= self._next_upkeep and not self._upkeep.step(self.archive, self._now_ms()):
+        if time.monotonic() < self._next_upkeep:
+            return
+        if not self._upkeep.step(self.archive, self._now_ms()):
             self._next_upkeep = time.monotonic() + UPKEEP_S
+            self._show_lag()
+        self._show()
+
+    def _show(self) -> None:
+        metrics, manifest = self._metrics, self.archive.manifest
+        metrics.archived_sessions.set(manifest.sessions)
+        metrics.archive_files.set(len(manifest.files))
+        metrics.archive_bytes.set(sum(file.bytes for file in manifest.files))
+        metrics.archive_commit.set(manifest.commit)
+        metrics.archive_forgets.set(len(manifest.forgets))
+        metrics.archive_unreadable.inc(self.archive.unreadable - self._unreadable)
+        self._unreadable = self.archive.unreadable
+
+    def _show_lag(self) -> None:
+        try:
+            lag = self.lag()
+        except Exception as error:  # the broker is away: the reader waits for it, and so does this figure
+            log.warning("how far the archive is behind is not known", error=str(error))
+            return
+        for partition, records in lag.items():
+            self._metrics.archive_lag.labels(partition).set(records)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

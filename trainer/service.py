@@ -138,7 +138,8 @@ def opened(
         if "archive" in roles:
             reader = feed(SESSIONS, "archive")
             writer = stack.enter_context(open_archive(options.archive, reader.topic))
-            parts["archive"] = Archiver(writer, reader, options.upkeep, options.flush_ms, options.flush_sessions)
+            upkeep, flush = options.upkeep, (options.flush_ms, options.flush_sessions)
+            parts["archive"] = Archiver(writer, reader, upkeep, *flush, metrics)
         if "judge" in roles:
             stack.enter_context(alone(options.directory / "judge"))
             path = options.directory / "judge" / "evidence.json"

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 DECISIONS = ("published", "promoted", "retired", "rolled_back", "refused", "pruned")
 RESULTS = ("published", "refused", "failed")
+SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+DELAY_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 300.0, 3_600.0, 86_400.0)
 
 
 class TrainerMetrics:
@@ -17,9 +19,25 @@ class TrainerMetrics:
         self.decisions = self._counter("decisions", "decisions about models by this trainer", "decision")
         for decision in DECISIONS:  # so that the first one is seen as a rise
             self.decisions.labels(decision)
+        self._archiving()
         self._refreshing()
         self._judging()
         self._drifting()
+
+    def _archiving(self) -> None:
+        self.archived_sessions = self._gauge("archived_sessions", "sessions ever archived")
+        self.archive_files = self._gauge("archive_files", "files of the archive")
+        self.archive_bytes = self._gauge("archive_bytes", "size of these files")
+        self.archive_commit = self._gauge("archive_commit", "number of the archive's last commit")
+        self.archive_forgets = self._gauge("archive_forgets", "forgotten users who may still be in a file")
+        self.archive_lag = self._gauge("archive_lag_records", "records of sessions not read yet", "partition")
+        self.archive_unreadable = self._counter("archive_unreadable_records", "records of sessions that were none")
+        self.archive_delay = self._histogram(
+            "archive_delay_seconds", "from a session's close to its presence in the archive", DELAY_BUCKETS
+        )
+        self.archive_flush_seconds = self._histogram(
+            "archive_flush_seconds", "one commit of new sessions: files and manifest", SECONDS_BUCKETS
+        )
 
     def _refreshing(self) -> None:
         self.refreshes = self._counter("refreshes", "refreshes by result: " + ", ".join(RESULTS), "result")
@@ -64,3 +82,6 @@ class TrainerMetrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace="browsecast", registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, namespace="browsecast", buckets=buckets, registry=self.registry)

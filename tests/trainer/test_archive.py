@@ -33,6 +33,7 @@ from trainer.archiver import REST_MS, Archiver, Upkeep, to_merge
 from trainer.archivewriter import ArchiveWriter, open_archive
 from trainer.corpus import read_corpus
 from trainer.errors import ArchiveUnusable, ArchiveUnwritable
+from trainer.trainermetrics import TrainerMetrics
 
 KEEP = Upkeep(retention_days=3_650, forget_within_ms=DAY_MS)
 LONG = 10**9
@@ -336,28 +337,90 @@ def test_the_role_commits_what_waits_when_it_is_stopped(tmp_path: Path, archive:
         return polled
 
     feed.poll = last  # type: ignore[method-assign]
-    Archiver(archive, feed, KEEP, LONG, LONG).run(stop)
+    Archiver(archive, feed, KEEP, LONG, LONG, TrainerMetrics()).run(stop)
     assert by_manifest(tmp_path) == names(truth(log))
 
 
 def test_the_role_commits_by_number(tmp_path: Path, archive: ArchiveWriter) -> None:
     feed = FakeFeed(sessions_log(13, 70))
-    Archiver(archive, feed, KEEP, LONG, 7).catch_up()
+    Archiver(archive, feed, KEEP, LONG, 7, TrainerMetrics()).catch_up()
     assert archive.manifest.commit == 10
     assert feed.committed == archive.manifest.positions
 
 
 def test_the_role_commits_by_time(tmp_path: Path, archive: ArchiveWriter) -> None:
     feed = FakeFeed(sessions_log(14, 70))
-    Archiver(archive, feed, KEEP, 0, LONG).catch_up()
+    Archiver(archive, feed, KEEP, 0, LONG, TrainerMetrics()).catch_up()
     assert archive.manifest.commit == 10
 
 
 def test_catching_up_ends_where_the_topic_ended_when_it_began(tmp_path: Path, archive: ArchiveWriter) -> None:
     log = sessions_log(15, 100)
-    role = Archiver(archive, FakeFeed(log[:60], later=log[60:]), KEEP, LONG, LONG)
+    role = Archiver(archive, FakeFeed(log[:60], later=log[60:]), KEEP, LONG, LONG, TrainerMetrics())
     role.catch_up()
     assert by_manifest(tmp_path) == names(truth(log[:60]))
     assert set(role.lag().values()) == {0}
     role.catch_up()
     assert by_manifest(tmp_path) == names(truth(log[:60]))
+
+
+def test_the_role_shows_what_it_has_done_and_how_soon(archive: ArchiveWriter) -> None:
+    log = sessions_log(16, 80, partitions=2)
+    log = [record._replace(timestamp_ms=BASE_MS + 1_000 * i) for i, record in enumerate(log)]
+    bad = Record(0, max(one.offset for one in log) + 1, b"u1", b"no session", 0)
+    now_ms, metrics = BASE_MS + 1_000 * len(log), TrainerMetrics()
+    role = Archiver(archive, FakeFeed([*log, bad]), KEEP, LONG, LONG, metrics, lambda: now_ms / 1000)
+
+    def shown(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"browsecast_{name}", labels)
+
+    role.catch_up()
+    closed = [record.timestamp_ms for record in log if record.value is not None]
+    manifest = archive.manifest
+    assert shown("archived_sessions") == manifest.sessions > 50
+    assert (shown("archive_files"), shown("archive_commit")) == (len(manifest.files), manifest.commit)
+    assert shown("archive_bytes") == sum(file.bytes for file in manifest.files)
+    assert shown("archive_unreadable_records_total") == 1
+    assert shown("archive_forgets") == len(manifest.forgets)
+    assert shown("archive_delay_seconds_count") == len(closed) + 1  # the unreadable one was closed, too
+    waited = sum(now_ms - at_ms for at_ms in closed) / 1000 + now_ms / 1000
+    assert shown("archive_delay_seconds_sum") == pytest.approx(waited)
+    role.catch_up()
+    assert shown("archive_unreadable_records_total") == 1
+    assert shown("archive_flush_seconds_count") == 1
+
+
+class Interrupted(FakeFeed):
+    """One poll, then the role is to stop; a broker that is `away` says where the topic ends only at the start."""
+
+    def __init__(self, log: list[Record], stop: Event, away: bool) -> None:
+        super().__init__(log)
+        self._stop, self._away, self._asked = stop, away, 0
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        self._stop.set()
+        return super().poll(max_records, timeout_s)
+
+    def ends(self) -> dict[int, int]:
+        self._asked += 1
+        if self._away and self._asked > 1:
+            raise ConnectionError("no broker")
+        return super().ends()
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_lag_is_shown_and_a_broker_that_is_away_ends_nothing(
+    tmp_path: Path, archive: ArchiveWriter, away: bool
+) -> None:
+    log, stop, metrics = sessions_log(17, 60, partitions=2, forgets=0.0), Event(), TrainerMetrics()
+    feed = Interrupted(log, stop, away)
+    Archiver(archive, feed, KEEP, LONG, LONG, metrics).run(stop)
+    lag = {number: metrics.registry.get_sample_value("browsecast_archive_lag_records", {"partition": number})
+           for number in "01"}  # fmt: skip
+    if away:
+        assert lag == {"0": None, "1": None}
+    else:
+        ends, reached = feed.ends(), feed.reached()
+        assert lag == {str(number): ends[number] - reached[number] for number in ends}
+        assert min(ends[number] - reached[number] for number in ends) > 0
+    assert by_manifest(tmp_path) == names(truth(log[:7]))
