@@ -7,17 +7,31 @@ import msgspec
 CONTEXT_TOKENS = 512
 
 
+class Interest(msgspec.Struct, frozen=True):
+    """What a visitor is after, in items, when a session closed.
+
+    `seeds` are the seed events, heaviest channel first: item, global cluster, weight. `recent` are the items touched
+    last, `bought` those just bought, both newest first; `session` those of the session that closed.
+    """
+
+    seeds: list[tuple[str, int, float]] = []
+    recent: list[str] = []
+    session: list[str] = []
+    bought: list[str] = []
+
+
 class Visit(msgspec.Struct, frozen=True):
     """A visitor at the moment a session closed.
 
     `seed` is the closed session's id: it fixes the sampled rollouts. `sessions` are page names, oldest first, the
     session that just closed last. `routing` are the router's running sums with that session included; None lets the
-    bundle compute them from `sessions`.
+    bundle compute them from `sessions`. `interest` is what a retriever needs.
     """
 
     seed: str
     sessions: list[list[str]]
     routing: list[float] | None = None
+    interest: Interest = Interest()
 
 
 class Forecast(msgspec.Struct):
