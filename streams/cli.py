@@ -38,6 +38,8 @@ app.add_typer(rejected_app, name="rejected")
 app.add_typer(user_app, name="user")
 models_app = typer.Typer(help="Published models: see, promote, roll back, tidy up.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+items_app = typer.Typer(help="Publish and remove items.", no_args_is_help=True)
+app.add_typer(items_app, name="items")
 trainer_app = typer.Typer(help="Archive sessions, refresh the models, judge challengers.", invoke_without_command=True)
 app.add_typer(trainer_app, name="trainer")
 
@@ -275,6 +277,31 @@ def user_forget(user_id: str, bootstrap_servers: Servers = None, topic_prefix: P
     typer.echo(
         f"user {user_id} will be forgotten when the workers reach {settings.topic('clicks')}/{partition}@{offset}"
     )
+
+
+@items_app.command("publish")
+def items_publish(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="JSON lines; - reads standard input.")] = "-",
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Publish items, one JSON object a line; one that is there already is replaced as a whole."""
+    from streams import playing
+
+    playing.publish_items(_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix), file)
+
+
+@items_app.command("remove")
+def items_remove(
+    item_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Items that are no more.")],
+    bootstrap_servers: Servers = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Have items forgotten, by null values in the topic items."""
+    from streams import itemtopic
+
+    itemtopic.remove(_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix), item_ids)
+    typer.echo(f"{len(item_ids)} items removed")
 
 
 @app.command()

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from streams.itemfigures import Figures
+
 FATES = ("accepted", "duplicate", "late", "rejected")
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 RESTORE_BUCKETS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
@@ -34,6 +36,7 @@ class Metrics:
         self._input()
         self._state()
         self._models()
+        self._items()
 
     def _input(self) -> None:
         partition = ("partition",)
@@ -87,6 +90,21 @@ class Metrics:
         self.waiting_predictions = self._gauge(
             "waiting_predictions", "predictions that wait for their session", "partition"
         )
+
+    def _items(self) -> None:
+        self.catalogue_items = self._gauge("catalogue_items", "items known: available, unavailable", "state")
+        self.popularity_clicks = self._gauge("popularity_clicks", "clicks in the window that popularity counts")
+        self.rejected_items = self._gauge("rejected_item_records", "records of the topic items that cannot be read")
+        self.waiting_texts = self._gauge("waiting_item_texts", "new items that wait for a vector from their text")
+
+    def show_items(self, figures: Figures | None) -> None:
+        """As the model's process tells it; None for a model that knows no items."""
+        if figures is not None:
+            self.catalogue_items.labels("available").set(figures.available)
+            self.catalogue_items.labels("unavailable").set(figures.known - figures.available)
+            self.popularity_clicks.set(figures.clicks)
+            self.rejected_items.set(figures.rejected)
+            self.waiting_texts.set(figures.waiting)
 
     def count(self, partition: int, fate: str, events: int = 1, reason: str | None = None) -> None:
         """Count events that met their final fate (one of FATES); a rejected one also by its reason."""

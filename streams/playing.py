@@ -1,4 +1,4 @@
-"""Publishing and replaying with a progress bar and a summary: what `browsecast publish` and `browsecast replay` do."""
+"""Publishing and replaying with progress and a summary: `browsecast publish`, `replay` and `items publish`."""
 
 import time
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from streams import itemtopic, screens, topics, wire
 from streams import replay as logs
-from streams import screens, topics, wire
 from streams.errors import UsageError, WrongTopics
 from streams.lines import BadLine, LogCount
 from streams.profiles import SiteProfile, with_gap
@@ -30,6 +30,13 @@ def publish(settings: Settings, file: str) -> None:
         task = bar.add_task("publish", total=None)
         count = logs.publish_lines(file, settings, lambda done: bar.update(task, completed=done.published), bad)
     _summary(f"published {count.published} events to {settings.topic(wire.CLICKS)}", bad, started)
+
+
+def publish_items(settings: Settings, file: str) -> None:
+    """Publish JSON lines of items; each line that cannot be is named on standard error and counted."""
+    bad, started = _BadLines(), time.monotonic()
+    published = itemtopic.publish(settings, file, bad)
+    _summary(f"published {published} items to {settings.topic(wire.ITEMS)}", bad, started)
 
 
 def replay(settings: Settings, log: str, speed: str, sessions: Path | None) -> None:

@@ -92,6 +92,7 @@ class Predict:
         self._metrics.batch_sessions.observe(len(sessions))
         for kind, count in answered.failures.items():
             self._metrics.model_failures.labels(kind).inc(count)
+        self._metrics.show_items(answered.figures)
         answers, now = iter(answered.answers), time.time() * 1000
         for job in jobs:
             value = None
@@ -133,6 +134,7 @@ class Predict:
                 fallback=answer.fallback,
                 close_to_emit_ms=round(took_ms, 3),
                 session_end_ms=session.end_ms,
+                items=None if answer.items is None else [wire.RankedItem(*item) for item in answer.items],
                 shadow=shadow,
             )
         )

@@ -9,17 +9,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import rocksdict
-from confluent_kafka import KafkaError, KafkaException, Producer
 
-from streams import clients, topics
 from streams.envelopes import unwrap
-from streams.errors import BrokerUnavailable, UsageError, WrongTopics
+from streams.errors import UsageError
 from streams.events import BadEvent, EventDecoder, check_key
 from streams.lines import BadLine, LogCount, bad_line, log_files, read_lines
+from streams.outlet import NAP_S, Outlet
 from streams.partitioner import partition_of
 from streams.profiles import SiteProfile
 from streams.sessionfiles import SessionWriter
@@ -28,10 +26,7 @@ from streams.sessions import Fate, Policy
 from streams.settings import Settings
 from streams.wire import CLICKS, Event
 
-BROKER_S = 30.0
-DELIVERY_MS = 120_000  # a broker may be away for so long while we publish
 STEP_EVENTS = 4_096  # progress is told, and changed users are written, every so many events
-NAP_S = 0.2
 
 
 class ReplayCount(msgspec.Struct):
@@ -75,7 +70,7 @@ def publish(
     if speed is not None and not speed > 0:
         raise UsageError(f"speed {speed} is not above zero: 60 plays an hour in a minute, max as fast as it goes")
     count = ReplayCount()
-    outlet = _Outlet(settings)
+    outlet = Outlet(settings, CLICKS)
     tell = progress or _nothing
 
     def nap(seconds: float) -> None:
@@ -103,7 +98,7 @@ def publish_lines(
     path: a file, a directory or `-` for standard input. A line that is no JSON object or names no user is given to
     `on_bad` and counted; all else is for the worker to judge. Raises as `publish` does.
     """
-    count, outlet = ReplayCount(), _Outlet(settings)
+    count, outlet = ReplayCount(), Outlet(settings, CLICKS)
     tell = progress or _nothing
     for file in log_files(path):
         for number, line in read_lines(file, LogCount()):
@@ -178,77 +173,6 @@ class _Pace:
         due = started + (ts - first) / 1_000 / self._speed
         while (rest := due - self._clock()) > 0:
             self._nap(min(max(rest, 0.001), NAP_S))  # the producer counts in milliseconds: less would spin
-
-
-class _Unconfirmed(msgspec.Struct):
-    """What the brokers did not take. Apart from the producer, or the two would keep each other alive."""
-
-    events: int = 0
-    first: KafkaError | str | None = None
-
-    def add(self, error: KafkaError | None, message: Any = None) -> None:
-        """The producer's report on one record."""
-        if error is not None:
-            self.events += 1
-            self.first = self.first or error
-
-    def check(self) -> None:
-        """Raise `BrokerUnavailable` if there is any."""
-        if self.events:
-            raise BrokerUnavailable(
-                f"the brokers did not confirm {self.events} events ({self.first}): "
-                "mend that and publish the log again; events that arrived already are recognised by their event_id"
-            )
-
-
-class _Outlet:
-    """An idempotent producer to `clicks`."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._topic = settings.topic(CLICKS)
-        if self._topic not in topics.wait_for_broker(settings, BROKER_S).topics:
-            raise WrongTopics(f"topic {self._topic} does not exist: create it with `browsecast topics create`")
-        self._unconfirmed = _Unconfirmed()
-        self._producer = Producer(
-            clients.librdkafka(settings)
-            | {
-                "enable.idempotence": True,
-                "partitioner": "murmur2_random",
-                "compression.type": "lz4",
-                "log_level": 0,
-                "linger.ms": 20,
-                "message.timeout.ms": DELIVERY_MS,
-                "queue.buffering.max.messages": 200_000,
-                "delivery.report.only.error": True,
-                "on_delivery": self._unconfirmed.add,
-            }
-        )
-
-    def poll(self, seconds: float) -> None:
-        """Serve the producer for so long."""
-        self._producer.poll(seconds)
-
-    def send(self, key: bytes, value: bytes, timestamp_ms: int) -> None:
-        """Queue one record (timestamp 0: now); waits while the queue is full."""
-        while True:
-            try:
-                self._producer.produce(self._topic, value, key, timestamp=timestamp_ms)
-                return
-            except BufferError:
-                self._producer.poll(NAP_S)
-            except KafkaException as error:
-                self._unconfirmed.add(error.args[0])
-            self._unconfirmed.check()
-
-    def flush(self) -> None:
-        """Wait for every confirmation. Raises `BrokerUnavailable` when one does not come."""
-        deadline = time.monotonic() + DELIVERY_MS / 1_000
-        while (left := self._producer.flush(1.0)) and time.monotonic() < deadline:
-            self._unconfirmed.check()
-        if left:
-            self._unconfirmed.events += left
-            self._unconfirmed.first = self._unconfirmed.first or "no answer in time"
-        self._unconfirmed.check()
 
 
 class _Partitions:

@@ -128,6 +128,12 @@ class Settings(BaseSettings):
         """Topic that holds a role's state: a record a user, compacted."""
         return f"{self.application(role)}-state-changelog"
 
+    def carried(self) -> dict[str, Any]:
+        """All values, secrets included, so that a process of ours can make the same settings of them."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        secrets = {name: value for name, value in self if isinstance(value, SecretStr)}
+        return values | {name: secret.get_secret_value() for name, secret in secrets.items()}
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -45,7 +45,8 @@ def commands() -> dict[str, list[str]]:
 def test_every_command_of_the_plan_is_there_and_explains_itself() -> None:
     planned = (
         "demo, worker, topics create, topics check, publish, replay, watch, rejected show, rejected resend, user show, "
-        "user forget, train, evaluate, schema, settings"
+        "user forget, train, evaluate, schema, settings, trainer once, models list, models show, models publish, "
+        "models promote, models rollback, models verify, models prune, items publish, items remove"
     )
     assert set(commands()) == set(planned.split(", "))
     for words in commands():

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 from aiokafka import ConsumerRecord
 
-from models.visit import Forecast, Visit
+from models.visit import Forecast, Interest, Visit
 from streams import wire
-from streams.forecasting import Answer, Answered, Forecasting, Loaded
+from streams.forecasting import Answer, Answered, Forecasting, Loaded, Ranked
+from streams.itemfigures import Figures
 from streams.metrics import Metrics
 from streams.predict import Predict, PredictShard
 from streams.roles import Output
@@ -250,6 +251,110 @@ async def test_sessions_carry_their_routing_to_the_model(digest: str, sums: list
     shard = PredictShard()
     await role(FakeModel(seen.extend)).work([(shard, wire.SESSIONS, [record(0, msgspec.json.encode(one))])])
     assert seen == [Visit("s1", [["shoes"], ["home", "cart"]], sums)]
+
+
+# ---------------------------------------------------------------- items
+
+
+class FakeRanker:
+    """Ranks the visitor's own items; `behave` may raise or change the lists."""
+
+    def __init__(self, behave: Callable[[str], object] = lambda kind: None) -> None:
+        self._behave = behave
+        self.asked: list[tuple[str, int]] = []
+
+    def rank(self, interests: Sequence[Interest]) -> list[list[Ranked]]:
+        return self._lists("rank", interests)
+
+    def popular(self, interests: Sequence[Interest]) -> list[list[Ranked]]:
+        return self._lists("popular", interests)
+
+    def _lists(self, kind: str, interests: Sequence[Interest]) -> list[list[Ranked]]:
+        self.asked.append((kind, len(interests)))
+        changed = self._behave(kind)
+        return changed if isinstance(changed, list) else [[(f"{kind} {i.recent}", 0.5, None)] for i in interests]
+
+
+def with_interest(count: int) -> list[Visit]:
+    return [Visit(f"s{number}", [["home"]], None, Interest(recent=[f"i{number}"])) for number in range(count)]
+
+
+def items_of(answered: Answered) -> list[str]:
+    return [answer.items[0][0] if answer.items else "" for answer in answered.answers]
+
+
+def test_every_answer_has_its_items() -> None:
+    one = Forecasting(FakeModel(), lambda error: False, 1, FakeRanker())
+    assert items_of(one.answer(with_interest(3))) == [f"rank ['i{n}']" for n in range(3)]
+    assert [answer.items for answer in forecasting(FakeModel()).answer(with_interest(2)).answers] == [None, None]
+
+
+def test_fallbacks_carry_what_is_popular() -> None:
+    def behave(batch: Sequence[Visit]) -> None:
+        if any(visit.seed == "s1" for visit in batch):
+            raise TooLarge
+
+    ranker = FakeRanker()
+    one = Forecasting(FakeModel(behave), lambda error: isinstance(error, TooLarge), 1, ranker)
+    answered = one.answer(with_interest(3))
+    assert items_of(answered) == ["rank ['i0']", "popular ['i1']", "rank ['i2']"]
+    assert [answer.fallback for answer in answered.answers] == [None, "out_of_memory", None]
+    assert ranker.asked == [("rank", 2), ("popular", 1)]
+    assert items_of(one.frequencies(with_interest(2), "model_lost")) == ["popular ['i0']", "popular ['i1']"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [ValueError(), [[("x", float("nan"), None)], []], [[]], [[], [], []]],
+    ids=["raises", "NaN", "too few", "too many"],
+)
+def test_while_the_ranker_fails_everybody_has_what_is_popular(wrong: object) -> None:
+    def behave(kind: str) -> object:
+        if kind == "rank" and isinstance(wrong, Exception):
+            raise wrong
+        return wrong if kind == "rank" else None
+
+    answered = Forecasting(FakeModel(), lambda error: False, 1, FakeRanker(behave)).answer(with_interest(2))
+    assert items_of(answered) == ["popular ['i0']", "popular ['i1']"]
+    assert [answer.fallback for answer in answered.answers] == [None, None]
+    assert answered.failures == {"items": 1}
+
+
+def test_when_nothing_can_be_ranked_the_lists_are_empty() -> None:
+    def behave(kind: str) -> None:
+        raise ValueError
+
+    answered = Forecasting(FakeModel(), lambda error: False, 1, FakeRanker(behave)).answer(with_interest(2))
+    assert [answer.items for answer in answered.answers] == [(), ()]
+    assert answered.failures == {"items": 2}
+
+
+async def test_a_session_carries_its_interest_and_the_prediction_its_items() -> None:
+    seen: list[Visit] = []
+    one = session(1)
+    one.items = ["a", None, "b", "a"]
+    one.context.seeds = [wire.Seed("b", 7, 1.5, NOW), wire.Seed("c", 2, 0.5, NOW)]
+    one.context.recent_items, one.context.bought_items = ["b", "a", "c"], ["c"]
+    shard, metrics = PredictShard(), Metrics()
+    answers = [Answer(Forecast(0, [], [], 0.5, 0.5), None, [("x", 0.75, "b"), ("y", 0.5, None)])]
+
+    class Fixed(InProcess):
+        async def answer(self, visits: Sequence[Visit]) -> Answered:
+            seen.extend(visits)
+            return Answered(answers, {}, Figures(known=5, available=3, clicks=9, rejected=2, waiting=1))
+
+    role = Predict(Settings(), metrics, Fixed(FakeModel()))
+    await role.work([(shard, wire.SESSIONS, [record(0, msgspec.json.encode(one))])])
+    assert seen[0].interest == Interest([("b", 7, 1.5), ("c", 2, 0.5)], ["b", "a", "c"], ["a", "b"], ["c"])
+    prediction = msgspec.json.decode(shard.outputs[0].value or b"", type=wire.Prediction)
+    assert prediction.items == [wire.RankedItem("x", 0.75, "b"), wire.RankedItem("y", 0.5, None)]
+    shown = {
+        name: metrics.registry.get_sample_value(f"browsecast_{name}")
+        for name in ("popularity_clicks", "rejected_item_records", "waiting_item_texts")
+    }
+    assert shown == {"popularity_clicks": 9, "rejected_item_records": 2, "waiting_item_texts": 1}
+    for state, count in {"available": 3, "unavailable": 2}.items():
+        assert metrics.registry.get_sample_value("browsecast_catalogue_items", {"state": state}) == count
 
 
 # ---------------------------------------------------------------- another champion

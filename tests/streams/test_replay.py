@@ -12,7 +12,7 @@ import pandas
 import pyarrow.parquet
 import pytest
 
-from streams import replay
+from streams import outlet, replay
 from streams.errors import UsageError, WrongTopics
 from streams.lines import BadLine
 from streams.mock import MockCluster
@@ -221,7 +221,7 @@ def test_speed_waits_for_event_time() -> None:
         pace.wait(START_MS + second * 1_000)
         passed.append(clock[0] - 100)
     assert passed == pytest.approx([0, 1, 1, 2], abs=0.01)  # two minutes of the log in two seconds
-    assert 0 < min(naps) <= max(naps) <= replay.NAP_S
+    assert 0 < min(naps) <= max(naps) <= outlet.NAP_S
 
 
 def test_progress_is_told_while_waiting(settings: Settings) -> None:

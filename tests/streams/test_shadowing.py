@@ -59,7 +59,7 @@ class Stage:
         records = [record(n, msgspec.json.encode(one), one.user_id) for n, one in enumerate(sessions)]
         await self.role.work([(shard, wire.SESSIONS, records)])
         made = [msgspec.json.decode(o.value or b"", type=wire.Prediction) for o in shard.outputs]
-        assert [one.path for one in made] == [["old"]] * len(users)
+        assert [one.path for one in made] == [[self.champion.loaded.version]] * len(users)
         return made
 
     def count(self, outcome: str) -> float:
