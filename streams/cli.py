@@ -38,7 +38,9 @@ app.add_typer(rejected_app, name="rejected")
 app.add_typer(user_app, name="user")
 models_app = typer.Typer(help="Published models: see, promote, roll back, tidy up.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
-items_app = typer.Typer(help="Publish and remove items.", no_args_is_help=True)
+items_app = typer.Typer(
+    help="Items to put before visitors: publish, remove, judge how they are retrieved.", no_args_is_help=True
+)
 app.add_typer(items_app, name="items")
 trainer_app = typer.Typer(help="Archive sessions, refresh the models, judge challengers.", invoke_without_command=True)
 app.add_typer(trainer_app, name="trainer")
@@ -475,6 +477,22 @@ def evaluate(
         )
     screens.show(judging.render(found))
     typer.echo(f"report {report / 'report.html'}")
+
+
+@items_app.command("evaluate")
+def items_evaluate(
+    recipe: Annotated[Path, typer.Option(help="A TOML file like those in recipes/items.")],
+    log: Annotated[Path, typer.Option(help="The log that the recipe is for.")],
+    report: Annotated[Path, typer.Option(help="Directory for retrieval.html, retrieval.json and retrieval.parquet.")],
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+) -> None:
+    """Fit retrievers on a log, let validation choose one, and judge it beside all others."""
+    from streams import screens
+    from trainer import retrieval
+
+    found = retrieval.evaluate_items(recipe, log, report, screens.progress(), seed)
+    screens.show(retrieval.render(found))
+    typer.echo(f"report {report / 'retrieval.html'}")
 
 
 @models_app.command("list")

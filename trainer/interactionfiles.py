@@ -108,7 +108,7 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
             ) from None
         if not len(row) or (rows and len(row) != len(rows[0])):
             raise TrainingError(
-                f"{path}, line {number}: a vector of {len(row)}, not {len(rows[0]) if rows else 'any'}."
+                f"{path}, line {number}: {len(row)} numbers after the item, not {len(rows[0]) if rows else 'a vector'}."
             )
         items.append(item)
         rows.append(row)

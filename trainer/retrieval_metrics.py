@@ -7,12 +7,13 @@ not in the index count in every denominator.
 import numpy as np
 
 from trainer.interactions import NONE, Cases
+from trainer.retrievers import Ranking
 
 CUTS = (10, 50, 100)
 MEASURES = {
     **{f"recall_{k}": f"labels among the first {k}, as a share of all the case's labels" for k in CUTS},
     **{f"ndcg_{k}": f"discounted gain of the first {k}, as a share of the highest possible" for k in CUTS},
-    "auc_100": "pairs of a label and another item among the first 100 in the right order, ties half; 0 without a label",
+    "auc_100": "pairs of a label and another item of the first 100 in the right order, ties half; 0 without a label",
     "mrr_100": "1 / place of the first label among the first 100; 0 without one",
     "precision_1": "whether the first item is a label",
     "precision_3": "labels among the first 3, divided by 3",
@@ -49,9 +50,14 @@ def recall(items: np.ndarray, cases: Cases, k: int) -> float:
     return float((hits(items[:, :k], cases).sum(axis=1) / positives(cases)).mean())
 
 
+def strength(ranking: Ranking, cases: Cases) -> float:
+    """Recall@10 + Recall@50: what validation compares."""
+    return recall(ranking.items, cases, 10) + recall(ranking.items, cases, 50)
+
+
 def _auc(hit: np.ndarray, scores: np.ndarray) -> np.ndarray:
     rows, places = np.nonzero(hit)
-    others = ~hit[rows]  # (H, k), a row a hit
+    others = ~hit[rows] & np.isfinite(scores[rows])  # (H, k), a row a hit; a place without an item is no pair
     own = scores[rows, places, None]
     right = ((scores[rows] < own) & others).sum(axis=1) + ((scores[rows] == own) & others).sum(axis=1) / 2
     pairs = others.sum(axis=1)

@@ -4,6 +4,7 @@
 [last_items]  each user's last items are the labels (`LastItems`), or
 [later_days]  the days after those of the training are (`LaterDays`)
 [train]       how operators and networks are trained (`XPertOptions`)
+[paper]       how the published model is (`PaperOptions`)
 [baselines]   names: who stands beside them
 """
 
@@ -17,9 +18,9 @@ from trainer.interactionfiles import read_attributes, read_clicks, read_released
 from trainer.interactions import Task
 from trainer.protocols import LastItems, LaterDays
 from trainer.recipes import fill
-from trainer.xpert import XPertOptions
+from trainer.retrieval_options import PaperOptions, XPertOptions
 
-TABLES = ("log", "last_items", "later_days", "train", "baselines")
+TABLES = ("log", "last_items", "later_days", "train", "paper", "baselines")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class ItemsRecipe:
     log: ItemLog
     protocol: LastItems | LaterDays
     options: XPertOptions
+    paper: PaperOptions
     baselines: tuple[str, ...]
 
     def task(self, path: Path) -> Task:
@@ -78,4 +80,5 @@ def read_items_recipe(path: Path) -> ItemsRecipe:
     if unwanted in content:
         raise TrainingError(f"recipe {path}: a log of {log.format} is divided by [{wanted}], not by [{unwanted}].")
     protocol = table(wanted, LaterDays if wanted == "later_days" else LastItems)
-    return ItemsRecipe(log, protocol, table("train", XPertOptions), table("baselines", Baselines).names)
+    options, paper = table("train", XPertOptions), table("paper", PaperOptions)
+    return ItemsRecipe(log, protocol, options, paper, table("baselines", Baselines).names)

@@ -38,6 +38,15 @@ class Bin(msgspec.Struct, frozen=True):
     recall: float
 
 
+class Contrast(msgspec.Struct, frozen=True):
+    """What one thing is worth: a retriever with it less one without, paired, over all cases and over parts of them."""
+
+    question: str
+    with_it: str
+    without: str
+    differences: Figures  # by part; "all" among them
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What the figures say: `answer` is help, hurt or unclear, beside the best of the others."""
 
@@ -64,6 +73,8 @@ class RetrievalReport(msgspec.Struct, frozen=True):
     figures: Figures
     differences: Figures  # ours less each other's, paired
     parts: dict[str, Part]
+    contrasts: list[Contrast]
+    validation: dict[str, float]  # Recall@10 + Recall@50 of what validation chose among
     depths: dict[str, list[float]]  # Recall@1 to @100
     by_clicks: dict[str, list[Bin]]
     definitions: dict[str, str]
@@ -76,8 +87,19 @@ class _Found(NamedTuple):
     values: np.ndarray  # (C, measures)
 
 
-def compose(task: Task, judged: Judged, rankings: Mapping[str, Ranking], ours: str, seed: int = 0) -> RetrievalReport:
-    """The report of what each retriever ranked for the judged cases; `ours` is the one that validation chose."""
+def compose(
+    task: Task,
+    judged: Judged,
+    rankings: Mapping[str, Ranking],
+    ours: str,
+    seed: int = 0,
+    contrasts: Mapping[str, tuple[str, str]] | None = None,
+    validation: Mapping[str, float] | None = None,
+) -> RetrievalReport:
+    """The report of what each retriever ranked for the judged cases; `ours` is the one that validation chose.
+
+    `contrasts`: by question, a retriever with something and one without.
+    """
     cases = judged.cases
     labels = positives(cases)
     found = {}
@@ -86,10 +108,15 @@ def compose(task: Task, judged: Judged, rankings: Mapping[str, Ranking], ours: s
         values = measure(hit, ranking.scores[:, :DEPTH], labels)
         found[name] = _Found(hit, np.stack([values[one] for one in MEASURES], axis=1))
     alone, against = bootstrap({name: one.values for name, one in found.items()}, ours, seed)
-    parts = {}
-    for what, rows in _parts(judged).items():
+    parts, masks = {}, _parts(judged)
+    for what, rows in masks.items():
         part = bootstrap({name: one.values[rows] for name, one in found.items()}, ours, seed)
         parts[what] = Part(int(rows.sum()), *part)
+    everybody = {"all": np.ones(len(cases), dtype=bool)} | masks
+    answers = [
+        Contrast(question, *pair, _contrast({name: found[name].values for name in pair}, *pair, everybody, seed))
+        for question, pair in (contrasts or {}).items()
+    ]
     rival = max((name for name in alone if name != ours), key=lambda name: _strength(alone[name]), default=ours)
     return RetrievalReport(
         task=task.name,
@@ -103,6 +130,8 @@ def compose(task: Task, judged: Judged, rankings: Mapping[str, Ranking], ours: s
         figures=alone,
         differences=against,
         parts=parts,
+        contrasts=answers,
+        validation=dict(validation or {}),
         depths={name: (one.hit.cumsum(axis=1) / labels[:, None]).mean(axis=0).tolist() for name, one in found.items()},
         by_clicks={name: _by_clicks(judged, ranking) for name, ranking in rankings.items()},
         definitions=MEASURES,
@@ -142,6 +171,15 @@ def standing(differences: Figures, rival: str, name: str) -> str:
     if difference is None or difference.low <= 0 <= difference.high:
         return ""
     return "worse" if difference.mean > 0 else "better"
+
+
+def _contrast(
+    values: Mapping[str, np.ndarray], with_it: str, without: str, masks: Mapping[str, np.ndarray], seed: int
+) -> Figures:
+    return {
+        what: bootstrap({name: one[rows] for name, one in values.items()}, with_it, seed)[1][without]
+        for what, rows in masks.items()
+    }
 
 
 def _parts(judged: Judged) -> dict[str, np.ndarray]:

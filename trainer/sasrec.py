@@ -1,7 +1,7 @@
 """SASRec (Kang and McAuley, ICDM 2018): the next item by self-attention over the clicks, from an own item table."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainer.interactions import Cases, Interactions, Task
-from trainer.retrieval_metrics import recall
+from trainer.retrieval_metrics import strength
 from trainer.retrievers import Ranking, Score, rank_by
 
 
@@ -85,7 +85,9 @@ class SASRec:
         return score
 
 
-def fit_sasrec(task: Task, options: SASRecOptions) -> SASRec:
+def fit_sasrec(
+    task: Task, options: SASRecOptions, note: Callable[[int, float], None] = lambda epoch, found: None
+) -> SASRec:
     """Fit on all that the validation's snapshot knows; the epoch of the best validation Recall@10 + @50 is kept."""
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
@@ -94,7 +96,7 @@ def fit_sasrec(task: Task, options: SASRecOptions) -> SASRec:
     found = SASRec(task, model, options)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, betas=(0.9, 0.98))
     kept, best, waited = copy.deepcopy(model.state_dict()), -1.0, 0
-    for _ in range(options.epochs):
+    for epoch in range(options.epochs):
         model.train()
         for part in _batches(rows, options.batch, rng):
             drawn = torch.from_numpy(rng.integers(1, len(task.log.items) + 1, options.negatives))
@@ -102,8 +104,8 @@ def fit_sasrec(task: Task, options: SASRecOptions) -> SASRec:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        ranked = found.rank(task.validation, 50).items
-        value = sum(recall(ranked, task.validation, k) for k in (10, 50))
+        value = strength(found.rank(task.validation, 50), task.validation)
+        note(epoch, value)
         if value > best:
             kept, best, waited = copy.deepcopy(model.state_dict()), value, 0
         else:
