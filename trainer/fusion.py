@@ -8,12 +8,12 @@ from trainer.interactions import NONE, Cases
 from trainer.retrievers import Ranking, Retriever
 
 CONSTANT = 60.0
-DEPTH = 200  # of each list, at least
+DEPTH = 100  # of each list, at least
 
 
 @dataclass(frozen=True)
 class Fused:
-    """The sum of 1 / (constant + rank) over both lists; an item's seed is that of the list that ranks it higher."""
+    """The sum of 1 / (constant + rank) over both lists; an item's seed is that of the first list that has one."""
 
     name: str
     first: Retriever
@@ -33,15 +33,15 @@ def fuse(first: Ranking, second: Ranking, k: int, constant: float = CONSTANT) ->
     scores = np.full((size, k), -np.inf, dtype=np.float32)
     seeds = np.full((size, k), NONE, dtype=np.int32)
     for row in range(size):
-        found: dict[int, tuple[float, int, int]] = {}  # item -> score, its better rank, the seed there
+        found: dict[int, tuple[float, int]] = {}  # item -> score, seed
         for ranking in (first, second):
             listed = zip(ranking.items[row].tolist(), ranking.seeds[row].tolist(), strict=True)
             for rank, (item, seed) in enumerate(listed, start=1):
                 if item == NONE:
                     break
-                score, best, by = found.get(item, (0.0, rank, seed))
-                found[item] = (score + 1 / (constant + rank), *((rank, seed) if rank < best else (best, by)))
+                score, by = found.get(item, (0.0, NONE))
+                found[item] = (score + 1 / (constant + rank), seed if by == NONE else by)
         top = sorted(found.items(), key=lambda one: -one[1][0])[:k]
-        for place, (item, (score, _, seed)) in enumerate(top):
+        for place, (item, (score, seed)) in enumerate(top):
             items[row, place], scores[row, place], seeds[row, place] = item, score, seed
     return Ranking(items, scores, seeds)

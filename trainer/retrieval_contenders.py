@@ -18,7 +18,7 @@ from trainer.sasrec import SASRecOptions, fit_sasrec
 from trainer.slates import Examples, World
 from trainer.xpert import XPertRetriever, fit, tune_prior
 
-WINDOWS_H = (3, 6, 12, 24)  # of what is counted, where the log has times
+WINDOWS_H = (1, 2, 3, 6, 12, 24)  # of what is counted, where the log has times
 SEEDS = (1, 3, 5, 10)
 FADES = ((1, 1.0), (5, 0.5), (5, 0.8))  # seeds of the counts, and what each weighs of the one after it
 POWERS = (0.5, 1.0)
