@@ -78,7 +78,7 @@ def hinge_loss(paper: PaperOptions) -> Callable[[XPert, Slate, Batch, np.random.
 def published(world: World, paper: PaperOptions) -> World:
     """The same world for the model as published."""
     changes = {name: getattr(paper, name) for name in ("seeds", "history", "lr", "epochs")}
-    return world.but(replace(world.options, patience=paper.epochs, **changes))
+    return world.but(replace(world.options, **changes))
 
 
 def fit_published(
