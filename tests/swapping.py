@@ -76,7 +76,12 @@ def play_on(settings: Settings, fleet: Fleet, traffic: Traffic, steps: Iterator[
         now = max([now, *(sent.timestamp_ms for sent in chunk if sent.kind != "wild")])
         fleet.tick()
         ledger.read(CHUNK_SECONDS)
-    publisher.send(list(closing(settings.partitions, now, settings)))
+    return finish(settings, fleet, publisher, ledger, now)
+
+
+def finish(settings: Settings, fleet: Fleet, publisher: Publisher, ledger: Ledger, now_ms: int) -> Outcome:
+    """Close all sessions of what was sent up to `now_ms`, wait for what must come out, and compare."""
+    publisher.send(list(closing(settings.partitions, now_ms, settings)))
     publisher.flush()
     log = read_clicks(settings, len(publisher.manifest))
     void = log_faults(log, publisher.manifest)

@@ -136,6 +136,25 @@ class Worker:
             self._process.send_signal(number)
 
 
+class Trainer(Worker):
+    """One `browsecast trainer` process; what it keeps lies in its directory, but for the registry that is set."""
+
+    def __init__(self, settings: Settings, directory: Path, roles: Sequence[str] = (), *arguments: str) -> None:
+        """Nothing is started yet. `arguments` are further ones of the command."""
+        super().__init__(settings, directory, roles, ("streams.cli", "trainer", *arguments))
+        self.settings = self.settings.but(
+            trainer_port=self.settings.port, trainer_dir=directory / "state", archive_dir=directory / "archive"
+        )
+
+    def wait_ready(self, seconds: float = STARTUP_SECONDS) -> None:
+        """Return once it shows metrics. Raises AssertionError with the end of its log."""
+        deadline = time.monotonic() + seconds
+        while self.get("/metrics") is None:
+            assert self.running, f"the trainer ended with {self.exit_code}:\n{self.tail()}"
+            assert time.monotonic() < deadline, f"the trainer is not ready after {seconds} s:\n{self.tail()}"
+            time.sleep(0.1)
+
+
 class Fleet:
     """Some workers and their supervisor: call `tick` often, it starts again what ended, as Kubernetes would."""
 

@@ -164,9 +164,12 @@ class Registry:
         return True
 
     def _upload(self, verified: Verified, name: str) -> None:
-        """Write every file, the manifest last."""
+        """Write every file, the manifest last; what else lies there goes first."""
         place = f"{self._root}/{name}"
         with self._reached():
+            for path in self._storage.find(place):
+                if path.removeprefix(f"{place}/") not in (*verified.manifest.files, MANIFEST):
+                    self._storage.rm_file(path)
             for file in verified.manifest.files:
                 self._put(f"{place}/{file}", verified.read(file))
             self._put(f"{place}/{MANIFEST}", (verified.root / MANIFEST).read_bytes())

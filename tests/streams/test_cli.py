@@ -35,6 +35,8 @@ def commands() -> dict[str, list[str]]:
             options = [option for parameter in command.params for option in parameter.opts]  # type: ignore[attr-defined]
             return {" ".join(words): options}
         found: dict[str, list[str]] = {}
+        if getattr(command, "invoke_without_command", False):
+            found[" ".join(words)] = [option for parameter in command.params for option in parameter.opts]  # type: ignore[attr-defined]
         for name, child in inner.items():
             found |= walk(child, (*words, name))
         return found
@@ -45,8 +47,9 @@ def commands() -> dict[str, list[str]]:
 def test_every_command_of_the_plan_is_there_and_explains_itself() -> None:
     planned = (
         "demo, worker, topics create, topics check, publish, replay, watch, rejected show, rejected resend, user show, "
-        "user forget, train, evaluate, schema, settings, trainer once, models list, models show, models publish, "
-        "models promote, models rollback, models verify, models prune, items publish, items remove"
+        "user forget, train, evaluate, schema, settings, trainer, trainer once, models list, models show, "
+        "models publish, models promote, models rollback, models verify, models prune, items publish, items remove, "
+        "items evaluate"
     )
     assert set(commands()) == set(planned.split(", "))
     for words in commands():
