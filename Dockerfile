@@ -49,12 +49,13 @@ RUN pip install --no-deps --no-build-isolation .
 # What runs: no sources, no build tools beyond the virtual environment, and no root.
 FROM base AS runtime
 RUN useradd --uid 10001 --user-group --create-home --home-dir /home/browsecast browsecast \
-    && mkdir --parents /data/state /data/bundle /data/sessions \
+    && mkdir --parents /data/state /data/registry /data/archive /data/trainer-state /data/bundle /data/sessions \
     && chown --recursive browsecast:browsecast /data
-ENV BROWSECAST_STATE_DIR=/data/state BROWSECAST_HOST=0.0.0.0 BROWSECAST_PORT=6066
+ENV BROWSECAST_STATE_DIR=/data/state BROWSECAST_HOST=0.0.0.0 BROWSECAST_PORT=6066 BROWSECAST_TRAINER_PORT=6067 \
+    BROWSECAST_REGISTRY=/data/registry BROWSECAST_ARCHIVE_DIR=/data/archive BROWSECAST_TRAINER_DIR=/data/trainer-state
 WORKDIR /data
-VOLUME ["/data/state", "/data/bundle", "/data/sessions"]
-EXPOSE 6066
+VOLUME ["/data/state", "/data/registry", "/data/archive", "/data/trainer-state", "/data/bundle", "/data/sessions"]
+EXPOSE 6066 6067
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"BROWSECAST_PORT\"]}/live', timeout=2)"]

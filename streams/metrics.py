@@ -66,6 +66,8 @@ class Metrics:
         self.models_refused = self._counter(
             "models_refused", "times that a bundle could not serve though an alias names it", "alias"
         )
+        for alias in ("champion", "challenger"):  # so that the first time is seen as a rise
+            self.models_refused.labels(alias)
         self.model_swaps = self._counter("model_swaps", "champions that took over while the worker ran")
         self.model_swap_seconds = self._histogram(
             "model_swap_seconds", "from a champion's name to its first turn: fetch, verify, load, warm", RESTORE_BUCKETS

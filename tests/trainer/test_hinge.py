@@ -25,7 +25,8 @@ def made(rows: int = 12, seeds: int = 3, negatives: int = 5, width: int = 6) -> 
 
     def unit(*shape: int) -> np.ndarray:
         found = rng.normal(size=shape)
-        return found / np.linalg.norm(found, axis=-1, keepdims=True)
+        one: np.ndarray = found / np.linalg.norm(found, axis=-1, keepdims=True)
+        return one
 
     known, there = rng.random((rows, seeds)) < 0.7, rng.random((rows, negatives)) < 0.6
     known[:, 0], there[0] = True, False
@@ -46,16 +47,21 @@ def plain(
     return total / len(seeds)
 
 
+def tensors(arrays: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(map(torch.from_numpy, arrays))
+
+
 def test_the_hinge_loss_is_the_printed_one() -> None:
     arrays = made()
-    found = hinge(*map(torch.from_numpy, arrays), MARGINS)
+    seeds, known, positive, negatives, there = tensors(arrays)
+    found = hinge(seeds, known, positive, negatives, there, MARGINS)
     assert float(found) == pytest.approx(plain(*arrays))
 
 
 def test_its_gradients_are_those_of_finite_differences() -> None:
     arrays = made(rows=4)
-    seeds = torch.from_numpy(arrays[0]).requires_grad_()
-    hinge(seeds, *map(torch.from_numpy, arrays[1:]), MARGINS).backward()
+    seeds, known, positive, negatives, there = tensors(arrays)
+    hinge(seeds.requires_grad_(), known, positive, negatives, there, MARGINS).backward()
     assert seeds.grad is not None
     chosen = 0
     for place in np.ndindex(arrays[0].shape):
