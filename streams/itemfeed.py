@@ -108,7 +108,7 @@ class ItemFeed:
         if item.item_id != item_id or len(item_id) > MAX_NAME:
             raise ValueError(f"its item_id is {item.item_id[:100]!r}, but its key {item_id[:100]!r}")
         self._retriever.put(item_id, item.available)
-        self._wait_for(item_id, (item.text or "")[-TEXT_CHARACTERS:] or None)
+        self._wait_for(item_id, item.description[-TEXT_CHARACTERS:] or None)
 
     def _wait_for(self, item_id: str, text: str | None) -> None:
         if self._encode is None or self._retriever.table.row(item_id) is not None:  # the table knows better

@@ -230,13 +230,21 @@ class ModelDecision(msgspec.Struct):
 
 
 class Item(msgspec.Struct):
-    """Something that can be put before a visitor. `text` is what it says of itself; unavailable items stay known."""
+    """Something that can be put before a visitor. `text` is what it says of itself; unavailable items stay known.
+
+    A record replaces all that was said of the item before.
+    """
 
     item_id: str
     text: str | None = None
     category: str | None = None
     price: float | None = None
     available: bool = True
+
+    @property
+    def description(self) -> str:
+        """What its place among the other items is read from: its text and its category; empty without both."""
+        return " ".join(part for part in (self.text, self.category) if part)
 
 
 class Record(NamedTuple):

@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Producer
 from structlog.testing import capture_logs
 
+from models.encoder import WIDTH as WIDTH_OF_TEXT
 from models.items import ItemTable
 from models.retriever import Retriever
 from models.visit import Interest
@@ -75,7 +76,7 @@ class Writing:
         assert self.gate.wait(30)
         if "unspeakable" in texts:
             raise ValueError
-        return np.stack([self._places[text] for text in texts])
+        return np.stack([self._places.get(text, np.zeros(WIDTH_OF_TEXT)) for text in texts])
 
 
 class Scene:
@@ -117,9 +118,15 @@ def scene() -> Iterator[Scene]:
 
 
 def test_a_new_item_is_placed_by_its_text(scene: Scene) -> None:
-    scene.feed.take_items([item("new", text="i1", category="hats", price=3.5)])
+    scene.feed.take_items([item("new", text="i1", price=3.5)])
     assert scene.settled().found()[0] == "new"
     assert scene.feed.figures().known == scene.feed.figures().available == 41
+
+
+def test_its_category_belongs_to_its_text(scene: Scene) -> None:
+    scene.feed.take_items([item("new", category="i1"), item("both", text="red", category="hats")])
+    assert scene.settled().found()[0] == "new"
+    assert [text for batch in scene.encode.batches for text in batch] == ["i1", "red hats"]
 
 
 def test_unavailable_and_removed_items_are_out_of_the_lists_at_once(scene: Scene) -> None:
