@@ -64,6 +64,10 @@ class Catalogue:
         """Whether the table does not have the item of the row."""
         return row >= len(self.table)
 
+    def cluster(self, row: int) -> int:
+        """The global cluster of the item of a row, which has a vector."""
+        return self.table.nearest(self.vectors[row]) if self.is_new(row) else int(self.table.clusters[row])
+
     # ---------------------------------------------------------------- changes
 
     def put(self, item_id: str, available: bool) -> int:

@@ -16,13 +16,18 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaError, TopicPartition
 
+from models.encoder import Encoder, EncoderMissing
+from models.items import ItemTable
 from models.retriever import Retriever
+from models.seeding import Seeding
 from streams import tail, wire
 from streams.events import MAX_NAME
 from streams.follower import Follower, from_beginning
+from streams.forecasting import Ranker
 from streams.itemfigures import Figures
 from streams.settings import HOUR_MS, Settings
 
+CATCH_UP_S = 10.0  # the first prediction waits so long for what is known of the items
 ENCODED_AT_ONCE = 16  # texts: a prediction waits for no more than one of these
 TEXT_CHARACTERS = 4_096  # from the end, where the encoder reads
 NICENESS = 10  # of the thread that encodes
@@ -39,6 +44,28 @@ class _Clicked(msgspec.Struct):
 
     page_ts_ms: list[int]
     items: list[str | None] | None
+
+
+def retriever_of(settings: Settings, table: ItemTable) -> Retriever:
+    """Lists and seeds as the settings say."""
+    seeding = Seeding(settings.seed_gamma, settings.seed_events, settings.seeds == "recency")
+    return Retriever(table, settings.ranked_items, seeding)
+
+
+def feed_of(settings: Settings, retriever: Ranker) -> "ItemFeed":
+    """A feed for what `retriever_of` gave, started; it has read what is there, unless that takes too long."""
+    assert isinstance(retriever, Retriever)
+    encode = None
+    if "text_map" in retriever.table.tensors:
+        try:
+            encode = Encoder().encode  # now, as loading it later would hold up predictions
+        except EncoderMissing as error:
+            log.warning("new items come by their clicks alone", error=str(error))
+    feed = ItemFeed(settings, retriever, encode)
+    feed.start()
+    if not feed.wait(CATCH_UP_S):
+        log.warning("predictions begin before all is read that is known of the items", waited_s=CATCH_UP_S)
+    return feed
 
 
 _decode_clicked = msgspec.json.Decoder(_Clicked).decode

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 import structlog
@@ -29,17 +29,11 @@ from streams.errors import BrowsecastError, ModelLost, ModelRefused
 from streams.forecasting import Answered, Forecasting, Loaded
 from streams.settings import Settings
 
-if TYPE_CHECKING:  # the worker needs none of it
-    from models.items import ItemTable
-    from models.retriever import Retriever
-    from streams.itemfeed import ItemFeed
-
 MODULE = "streams.modelprocess"  # what the child runs
 DEATHS = 5  # of the process in a row, without a forecast between: then the worker ends
 EXIT_S = 2.0  # from the end of its output to its own
 LOST = "model_lost"
 CHANGED_CODE = 5  # as a refused bundle
-CATCH_UP_S = 10.0  # the first prediction waits so long for what is known of the items
 NICENESS = 10  # of what must not slow down the model at work
 _LENGTH = struct.Struct("<I")
 
@@ -235,8 +229,11 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         message = str(error) if code is not None else f"{setup.bundle} could not be loaded: {error!r}"
         _write(answers, _encode(Refusal(message, code or BrowsecastError.exit_code)))
         return
-    feed = follow_items(setup, forecasting)
-    model = forecasting.model
+    model, feed = forecasting.model, None
+    if forecasting.ranker is not None:
+        from streams.itemfeed import feed_of
+
+        feed = feed_of(Settings(**setup.settings), forecasting.ranker)
     _write(answers, _encode(Loaded(model.version, model.digest, model.router_digest)))
     decode = msgspec.msgpack.Decoder(Batch).decode
     while True:
@@ -265,44 +262,17 @@ def load(setup: Setup) -> Forecasting:
     use_threads(setup.threads)
     model = load_bundle(Path(setup.bundle), setup.device)  # type: ignore[arg-type]
     # Nobody is shown the items of a challenger.
-    ranker = None if model.items is None or setup.pace == "shadow" else _retriever(setup, model.items)
+    ranker = None
+    if model.items is not None and setup.pace != "shadow":
+        from streams.itemfeed import retriever_of
+
+        ranker = retriever_of(Settings(**setup.settings), model.items)
     forecasting = Forecasting(model, is_out_of_memory, setup.retries, ranker)
     forecasting.answer([Visit("warm-up", [["/"]])])  # the first forecast sets up what all later ones use
     gc.collect()
     gc.freeze()
     log.info("bundle loaded", version=model.version, digest=model.digest)
     return forecasting
-
-
-def _retriever(setup: Setup, table: "ItemTable") -> "Retriever":
-    from models.retriever import Retriever
-    from models.seeding import Seeding
-
-    settings = Settings(**setup.settings)
-    seeding = Seeding(settings.seed_gamma, settings.seed_events, settings.seeds == "recency")
-    return Retriever(table, settings.ranked_items, seeding)
-
-
-def follow_items(setup: Setup, forecasting: Forecasting) -> "ItemFeed | None":
-    """Bring the model what goes on among the items, from here on; None for one that knows none."""
-    if forecasting.ranker is None:
-        return None
-    from models.encoder import Encoder, EncoderMissing
-    from models.retriever import Retriever
-    from streams.itemfeed import ItemFeed
-
-    assert isinstance(forecasting.ranker, Retriever)
-    encode = None
-    if "text_map" in forecasting.ranker.table.tensors:
-        try:
-            encode = Encoder().encode  # now, as its libraries would hold up predictions later
-        except EncoderMissing as error:
-            log.warning("new items come by their clicks alone", error=str(error))
-    feed = ItemFeed(Settings(**setup.settings), forecasting.ranker, encode)
-    feed.start()
-    if not feed.wait(CATCH_UP_S):
-        log.warning("predictions begin before all is read that is known of the items", waited_s=CATCH_UP_S)
-    return feed
 
 
 def _read_on(requests: BinaryIO, asked: "queue.SimpleQueue[bytes]") -> None:

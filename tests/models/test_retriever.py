@@ -226,6 +226,18 @@ def test_a_new_item_represents_its_channel() -> None:
     assert by.seeds(Interest(seeds, ["unknown"]), one.catalogue) == ["i2", "i3"]
 
 
+def test_where_no_seed_is_known_the_newest_items_are() -> None:
+    """Heaviest channel first, as Algorithm 1 has it."""
+    one, clusters = Retriever(table(), NUMBER), table().clusters
+    here = [f"i{row}" for row in range(40) if clusters[row] == clusters[0]]
+    there = [f"i{row}" for row in range(40) if clusters[row] == clusters[1] != clusters[0]]
+    recent = [there[0], here[1], here[0], "unknown"]
+    for seeds in ([], [("unknown", 0, 1.0)]):
+        assert Seeding(gamma=0.9).seeds(Interest(seeds, recent), one.catalogue) == [here[1], there[0]]
+    assert Seeding(0.9, recency=True).seeds(Interest([], recent), one.catalogue) == recent[:3]
+    assert Seeding(0.9).seeds(Interest([("i5", 0, 1.0)], recent), one.catalogue) == ["i5"]
+
+
 # ---------------------------------------------------------------- the graph
 
 
