@@ -1,5 +1,7 @@
 """Made-up items for the tests of retrieval: each ranker with random weights, co-visits and a map of texts."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,8 @@ import torch
 from scipy.sparse import random_array
 
 from models.encoder import WIDTH as TEXT_WIDTH
-from models.items import WEIGHTS, ItemsFile, RetrieverConfig, nearest_clusters, unit
+from models.items import WEIGHTS, ItemsFile, RetrieverConfig, nearest_clusters, unit, write_items
+from models.manifest import MANIFEST, write_bundle
 from models.xpert import XPert
 
 WIDTH = 16
@@ -33,6 +36,17 @@ def goods(
         "covisits_values": covisits.data,
     }
     return ItemsFile([f"i{number}" for number in range(count)], retriever), tensors | weights(retriever, width, seed)
+
+
+def with_items(bundle: Path, directory: Path, made: tuple[ItemsFile, dict[str, np.ndarray]]) -> Path:
+    """A copy of a bundle that knows these items."""
+
+    def fill(work: Path) -> None:
+        shutil.copytree(bundle, work, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+        write_items(work, *made)
+
+    write_bundle(directory, fill)
+    return directory
 
 
 def weights(retriever: RetrieverConfig, width: int = WIDTH, seed: int = 0) -> dict[str, np.ndarray]:

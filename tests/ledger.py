@@ -134,6 +134,7 @@ def verdict(expected: Expected, ledger: Ledger, log: Sequence[Record], predicted
     found = list(ledger.misplaced)
     found += _differences("session", expected.sessions, [cut_of(session) for session in ledger.sessions])
     found += _repeats("session_id", (session["session_id"] for session in ledger.sessions))
+    found += _differences("items of session", map(_frozen, expected.touched), map(touched_of, ledger.sessions))
     came_late = [(late["event"]["user_id"], late["event"]["ts"], late["late_by_ms"]) for late in ledger.late]
     found += _differences("late event", expected.late, came_late)
     found += _rejected_faults(expected, ledger, log)
@@ -155,6 +156,17 @@ def cut_of(session: dict[str, Any]) -> Cut:
         session["cart"],
         session["purchase"],
     )
+
+
+def touched_of(session: dict[str, Any]) -> tuple[Any, ...]:
+    """The items that a published session carries in its context, in the oracle's form."""
+    context = session["context"]
+    told = (session["user_id"], session["number"], session["start_ms"])
+    return _frozen((*told, context["recent_items"], context["bought_items"]))
+
+
+def _frozen(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def _differences(what: str, wanted: Iterable[Any], came: Iterable[Any]) -> list[str]:
@@ -186,13 +198,16 @@ def _rejected_faults(expected: Expected, ledger: Ledger, log: Sequence[Record]) 
 
 
 def _prediction_faults(ledger: Ledger) -> list[str]:
-    users = {session["session_id"]: session["user_id"] for session in ledger.sessions}
+    sessions = {session["session_id"]: session for session in ledger.sessions}
+    users = {session_id: session["user_id"] for session_id, session in sessions.items()}
     made = [prediction["session_id"] for prediction in ledger.predictions]
     found = _differences("prediction for session", users, made)
     found += _repeats("prediction_id", (prediction["prediction_id"] for prediction in ledger.predictions))
     for one in ledger.predictions:
         if not _is_sound(one) or users.get(one["session_id"]) != one["user_id"]:
             found.append(f"prediction {one['prediction_id']} is wrong: {one}")
+        if not _has_sound_items(one, sessions.get(one["session_id"])):
+            found.append(f"the items of prediction {one['prediction_id']} are wrong: {one['items']}")
         shadow = one["shadow"]
         if shadow is not None and (not _is_sound(shadow) or shadow["model_digest"] == one["model_digest"]):
             found.append(f"the shadow of prediction {one['prediction_id']} is wrong: {shadow}")
@@ -203,6 +218,23 @@ def _prediction_faults(ledger: Ledger) -> list[str]:
 def _is_sound(prediction: dict[str, Any]) -> bool:
     chances = [page["p"] for page in prediction["pages"]] + [prediction["cart"], prediction["purchase"]]
     return all(0 <= p <= 1 for p in chances)
+
+
+def _has_sound_items(prediction: dict[str, Any], session: dict[str, Any] | None) -> bool:
+    """Each once, the best first, none that was touched or bought, and each by a seed or by none."""
+    items = prediction["items"]
+    if items is None or session is None:
+        return True
+    context, ids = session["context"], [item["item_id"] for item in items]
+    touched = {*(session["items"] or ()), *context["recent_items"], *context["bought_items"]}
+    scores = [item["score"] for item in items]
+    seeds = {None, *context["recent_items"], *(seed["item_id"] for seed in context["seeds"] or ())}
+    return (
+        len(set(ids)) == len(ids)
+        and not touched & set(ids)
+        and scores == sorted(scores, reverse=True)
+        and {item["seed"] for item in items} <= seeds
+    )
 
 
 def _score_faults(ledger: Ledger) -> list[str]:

@@ -43,6 +43,7 @@ class Traffic:
     poison: float = 0.01
     late: float = 0.002
     forgets: float = 0.0  # null values: their users are forgotten, and their sessions numbered anew
+    items: int = 0  # `i0`, `i1`, ...: each click but a few is on one; 0: none is
     wild: int = 2  # users with clocks days ahead; fewer than `ahead_users`, so the watermark must not move
 
     def records(self, partitions: int, settings: Settings) -> Iterator[Sent]:
@@ -63,7 +64,8 @@ class Traffic:
             if back > 1 - self.late:
                 ts = now - settings.gap_ms - settings.grace_ms - choose.randrange(60_000)
             kind = choose.choices(("view", "cart", "purchase"), (20, 3, 1))[0]
-            recent.append(click(user, ts, choose.choice(PAGES), f"e{self.seed}-{number}", kind=kind))
+            item = f"i{int(self.items * choose.random() ** 2)}" if self.items and choose.random() < 0.9 else None
+            recent.append(click(user, ts, choose.choice(PAGES), f"e{self.seed}-{number}", kind=kind, item_id=item))
             del recent[:-40]
             yield recent[-1]
         yield from closing(partitions, now, settings)
@@ -78,10 +80,11 @@ class Traffic:
             yield Sent(poison.key, poison.value, now, poison.kind)
 
 
-def click(user: str, ts: int, page: str, event_id: str, kind: str = "view") -> Sent:
+def click(user: str, ts: int, page: str, event_id: str, kind: str = "view", item_id: str | None = None) -> Sent:
     """A good event whose record has the event's own time, as `replay` writes it."""
     known = kind if kind in ("view", "cart", "purchase") else "view"
     value = {"event_id": event_id, "user_id": user, "ts": ts, "page": page, "type": known}
+    value |= {} if item_id is None else {"item_id": item_id}
     return Sent(user.encode(), json.dumps(value).encode(), ts, kind)
 
 
