@@ -327,6 +327,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     rollouts: Annotated[int | None, typer.Option(help="Sampled sessions behind each prediction.")] = None,
     min_page_count: Annotated[int | None, typer.Option(help="Rarer pages become one.")] = None,
+    items: Annotated[
+        Path | None, typer.Option(help="JSON lines as in the topic items: texts of the items that sessions hold.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is random.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     minutes: Annotated[float | None, typer.Option(help="No new step of gradient descent after this.")] = None,

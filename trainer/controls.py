@@ -88,7 +88,7 @@ def _parameters(options: TrainOptions, size: int, width: int) -> int:
 
 def control(options: TrainOptions, sessions: Path, corpus: Corpus, cache: Path, device: Device, progress: Any) -> Path:
     """The bundle of these options, in the cache or trained now."""
-    told = dataclasses.replace(options, device=device, minutes=None)
+    told = dataclasses.replace(options, device=device, minutes=None, retrieve=False)
     identity = {**told.plain(), "device": None, "sessions": corpus.digest}
     digest = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:8]
     epochs = told.epochs + told.fine_tune_epochs

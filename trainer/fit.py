@@ -1,5 +1,6 @@
 """Training, from session files to a bundle: clusters of visitors, their predictors, and what validation chooses."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,7 @@ import msgspec
 
 from models.bundle import save_bundle
 from models.config import FORMAT, KIND, BundleConfig, Decoding, EncoderUsed, Outcome
-from models.encoder import encoder_digest
+from models.encoder import EncoderMissing, encoder_digest
 from models.forecaster import Forecaster
 from models.outcomes import OUTCOMES, OutcomeHead
 from models.predictors import one_hot
@@ -18,10 +19,11 @@ from models.selector import MLPSelector, make_embed, selector_tensors
 from trainer import ranks
 from trainer.calibration import CALIBRATION_TARGETS, SessionPages, calibrate, choose_softness, find_outcome
 from trainer.card import card, day
+from trainer.catalogue import FittedItems, embed_texts, fit_items
 from trainer.checkpoints import Run
 from trainer.clusters import make_costs, router_of
 from trainer.contenders import Bundle, unfitted
-from trainer.corpus import read_training
+from trainer.corpus import read_training, training_parts
 from trainer.curves import draw
 from trainer.errors import TrainingError
 from trainer.grouping import Grouping, by_behaviour, by_names
@@ -30,6 +32,7 @@ from trainer.material import Material
 from trainer.options import PAPER_CLUSTERS, TrainOptions
 from trainer.paper import fit_paper
 from trainer.predictors import Trained, pretrain, train_predictors
+from trainer.sessionitems import read_item_log
 
 __all__ = ["TrainOptions", "TrainingError", "train"]
 
@@ -57,7 +60,7 @@ def train(sessions: Path, bundle: Path, options: TrainOptions | None = None, pro
             material = Material.of(corpus, held, options, store, progress)
             grouping, trained = _fit(material)
             if ranks.rank() == 0:
-                _write(material, grouping, trained, bundle)
+                _write(material, grouping, trained, bundle, _items(material, Path(sessions)))
                 draw(log, picture)
             ranks.wait()
         finally:
@@ -91,7 +94,27 @@ def _paper(material: Material) -> tuple[Grouping, Trained]:
     return grouping, Trained("separate", len(fitted.models), fitted.models)
 
 
-def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Path) -> None:
+def _items(material: Material, sessions: Path) -> FittedItems | None:
+    """The items of the sessions and how to retrieve them; None if there are none, or too few. Raises TrainingError."""
+    m, o = material, material.options
+    log = read_item_log([place for place in training_parts(sessions) if place is not None]) if o.retrieve else None
+    if log is None:
+        return None
+    task = None if m.progress is None else m.progress.add_task("items", total=None)
+    try:
+        texts = None if o.items is None else embed_texts(log.items, o.items, o.encoder, m.device.type)
+    except EncoderMissing as error:
+        raise TrainingError(str(error)) from None
+    found = fit_items(
+        log, replace(o.retrieval, seed=o.seed), texts,
+        lambda what: None if task is None else m.progress.update(task, description=f"items: {what}"),
+    )  # fmt: skip
+    if task is not None:
+        m.progress.remove_task(task)
+    return found
+
+
+def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Path, items: FittedItems | None) -> None:
     """Calibrate on the validation users, judge, and write the bundle."""
     m, o, corpus = material, material.options, material.corpus
     pages = SessionPages.of(corpus, m.train_sessions, m.tokens, len(m.vocabulary))
@@ -115,6 +138,7 @@ def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Pat
         "sessions": f"{len(corpus.session_ids):,} of {len(corpus.users):,} users, {len(corpus.pages):,} pages",
         "window": f"{day(corpus.window_ms[0])} to {day(corpus.window_ms[1])}",
         "training users": f"{len(m.train_users):,}",
+        "items": "none" if items is None else items.told,
         "start": "from scratch" if m.start is None else f"went on from the bundle {m.start.digest}",
     }
     text = card(forecaster.config, len(m.vocabulary.pages), trained.parameters, judgement, source)
@@ -122,7 +146,7 @@ def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Pat
         bundle, forecaster.config, m.vocabulary, m.embeddings, grouping.tensors,
         {name: weights for name, (_, weights) in outcomes.items()},
         [model.float() for model in trained.models], text,
-        None if trained.adapters is None else trained.adapters.tensors(),
+        None if trained.adapters is None else trained.adapters.tensors(), None if items is None else items.pair,
     )  # fmt: skip
 
 

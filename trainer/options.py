@@ -8,6 +8,7 @@ from models.config import Backend, Mode
 from models.language_model import ARCHITECTURES
 from trainer.errors import TrainingError
 from trainer.paper import PaperOptions
+from trainer.retrieval_options import XPertOptions
 
 # Clusters unless set; in mode "behaviour" validation chooses.
 PAPER_CLUSTERS, KMEANS_CLUSTERS = 6, 4
@@ -58,6 +59,9 @@ class TrainOptions:
     minutes: float | None = None  # no new step of gradient descent after this
     checkpoint_steps: int = 100
     paper: PaperOptions = field(default_factory=PaperOptions)  # mode "paper"
+    retrieve: bool = True  # where sessions hold items, learn which ones to put before visitors
+    items: Path | None = None  # JSON lines as in the topic `items`: the texts of items
+    retrieval: XPertOptions = field(default_factory=XPertOptions)
 
     def __post_init__(self) -> None:
         """Raises TrainingError for a value that cannot work."""

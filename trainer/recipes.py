@@ -3,6 +3,7 @@
 [sessions]   how a log becomes sessions (`SessionRules`); used when a log is given
 [train]      how the bundle is trained (`TrainOptions`)
 [paper]      the published algorithm's own settings, with `mode = "paper"` (`PaperOptions`)
+[retrieval]  how items are retrieved, where sessions hold some (`XPertOptions`)
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from trainer.corpus import TEST, TRAIN, place_of, read_table
 from trainer.errors import TrainingError
 from trainer.options import TABLE_14, TrainOptions
 from trainer.paper import PaperOptions
+from trainer.retrieval_options import XPertOptions
 
 T = TypeVar("T")
 
@@ -67,11 +69,15 @@ def read_recipe(path: Path | None, **changes: Any) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         what = f"recipe {path} cannot be read ({error})"
         raise TrainingError(f"{what}. Give a TOML file like those in recipes/.") from None
-    for name in set(content) - {"sessions", "train", "paper"}:
-        raise TrainingError(f"recipe {path}: there is no table [{name}]. A recipe has [sessions], [train] and [paper].")
+    for name in set(content) - {"sessions", "train", "paper", "retrieval"}:
+        raise TrainingError(
+            f"recipe {path}: there is no table [{name}]. A recipe has [sessions], [train], [paper] and [retrieval]."
+        )
     train = content.get("train", {}) | changes
     if "paper" in content:
         train["paper"] = fill(f"recipe {path}, [paper]", content["paper"], PaperOptions)
+    if "retrieval" in content:
+        train["retrieval"] = fill(f"recipe {path}, [retrieval]", content["retrieval"], XPertOptions)
     rules = fill(f"recipe {path}, [sessions]", content.get("sessions", {}), SessionRules)
     if rules.profile is not None and rules.profile.endswith(".toml"):
         rules = dataclasses.replace(rules, profile=str(path.parent / rules.profile))

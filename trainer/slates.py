@@ -115,7 +115,8 @@ class Examples:
         self.cases, self.world = cases, world
         self.seeds, self.weights = world.seeds(cases)
         self.seen, self.history = cases.seen(), cases.recent(world.options.history)
-        self.targets = cases.labels[cases.starts[:-1]]
+        labelled = len(cases.labels) > 0  # not when visitors are asked for whose next clicks nobody knows
+        self.targets = cases.labels[cases.starts[:-1]] if labelled else np.full(len(cases), NONE, dtype=np.int32)
 
     def batches(self, rng: np.random.Generator) -> Iterator[tuple[Slate, np.ndarray]]:
         """All rows once, in any order; those of a batch share a snapshot, and have histories of about one length."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from trainer.interactions import Task
-from trainer.items import Space, aligned, click_space, join, text_space
+from trainer.items import Space, align, aligned, click_space, join, text_space
 from trainer.retrieval_baselines import Nearest, recent_seeds
 from trainer.retrieval_metrics import strength
 from trainer.retrieval_options import XPertOptions
@@ -17,11 +18,19 @@ TEXT_WEIGHTS = (0.5, 1.0)  # of texts beside clicks
 
 @dataclass(frozen=True)
 class Spaces:
-    """A space for each snapshot, aligned to the one before it, and the mean cosine of each to that one."""
+    """A space for each snapshot, aligned to the one before it, and the mean cosine of each to that one.
+
+    `make` gives another such space from one of clicks.
+    """
 
     name: str
+    make: Callable[[Space], Space]
     of: list[Space]
     cosines: list[float]
+
+    def newest(self, clicks: Space) -> Space:
+        """A later one, aligned to the last."""
+        return align(self.make(clicks), self.of[-1])[0]
 
 
 def choose_spaces(task: Task, options: XPertOptions, note: Callable[[str], None]) -> tuple[Spaces, dict[str, float]]:
@@ -42,16 +51,14 @@ def make_spaces(task: Task, options: XPertOptions, note: Callable[[str], None]) 
     for snapshot in range(len(task.snapshots)):
         note(f"vectors from clicks {snapshot + 1}/{len(task.snapshots)}")
         clicks.append(click_space(task.known(snapshot, options.space_ms), options.seed))
-    ways = {"clicks": Spaces("clicks", *aligned(clicks))}
-    if task.content is None:
-        return ways
-    note("vectors from texts")
-    texts = content_space(task.content)
-    ways["texts"] = Spaces("texts", [texts] * len(clicks), [])
-    for weight in TEXT_WEIGHTS:
-        name = f"clicks and texts x {weight:g}"
-        ways[name] = Spaces(name, *aligned(join(space, texts, weight) for space in clicks))
-    return ways
+    ways: dict[str, Callable[[Space], Space]] = {"clicks": lambda space: space}
+    if task.content is not None:
+        note("vectors from texts")
+        texts = content_space(task.content)
+        ways["texts"] = lambda space: texts
+        for weight in TEXT_WEIGHTS:
+            ways[f"clicks and texts x {weight:g}"] = partial(join, texts=texts, text_weight=weight)
+    return {name: Spaces(name, make, *aligned(map(make, clicks))) for name, make in ways.items()}
 
 
 def content_space(content: csr_array | np.ndarray) -> Space:
