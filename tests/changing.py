@@ -19,7 +19,7 @@ from trainer.plan import DONE, PLAN
 TICK_S, LONGEST_TICK_S = 0.05, 0.2  # what a busy machine did not send in time comes later, not all at once
 SLOWER = 8
 LOOK_S = 1.0  # between two looks whether it is enough
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 
 def clicks_of(sessions: list[Session]) -> Iterator[Sent]:
