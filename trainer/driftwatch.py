@@ -51,7 +51,7 @@ class DriftWatch:
         sessions = self._archive.read_window(newest_ms - RECENT_MS, newest_ms + 1)
         found = figures(reference, sessions, self._window())
         self._metrics.show_drift(found, LIMITS)
-        told = [f"{kind.replace('_', ' ')} have drifted by {found[kind]:.2f}" for kind in alarms(found)]
+        told = [f"{kind.replace('_', ' ')} drifted by {found[kind]:.2f}" for kind in alarms(found)]
         if told:
             log.warning("drift", **{kind: round(figure, 4) for kind, figure in found.items()})
         return ", ".join(told) or None
