@@ -108,21 +108,27 @@ def demo(
     directory: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("demo"),
     visitors: Annotated[int, typer.Option(min=20, help="Visitors of the made-up shop.")] = 300,
 ) -> None:
-    """Run everything on made-up and real logs: train on the past, replay the rest, and watch the scores.
+    """Run everything on made-up and real logs: train on the past, replay the rest, watch scores and models change.
 
     Without --bootstrap-servers it starts an in-process broker and needs nothing else.
     """
     from streams import demo as demonstration
+    from streams.aliases import Aliases
+    from trainer import decisions
     from trainer.fit import train as fit
     from trainer.options import TrainOptions
-
-    settings = _settings(bootstrap_servers=bootstrap_servers)
-    options = demonstration.Options(directory, visitors, own_broker=bootstrap_servers is None)
+    from trainer.registry import Registry
 
     def train_small(sessions: Path, bundle: Path, progress: Any) -> None:
         fit(sessions, bundle, TrainOptions(**demonstration.TRAINING), progress)
 
-    demonstration.run(settings, options, train_small)
+    def publish(settings: "Settings", bundle: Path) -> None:
+        grounds = decisions.by_hand("trained on the past")
+        decisions.publish(Registry(settings.registry), Aliases(settings), bundle, grounds)
+
+    settings = _settings(bootstrap_servers=bootstrap_servers)
+    options = demonstration.Options(directory, visitors, own_broker=bootstrap_servers is None)
+    demonstration.run(settings, options, demonstration.Models(train_small, publish))
 
 
 @app.command()

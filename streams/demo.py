@@ -1,40 +1,35 @@
-"""The demo: train on the past of two logs, start a worker, play the rest through Kafka, and watch how it predicts."""
+"""The demo: train on the past of two logs, start a worker and a trainer, play the rest, and watch the models change.
 
-import os
+Everything that happens on the way is the product's own work. The demo only publishes, reads the topics, and holds the
+replay back at a few moments, so that what takes its time is seen before the logs are over: `Hold`.
+"""
+
 import shutil
-import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from streams import replay, screens, tail, topics, wire
-from streams.contest import OURS, Contest, Rates
+from streams import demologs, demoscreens, replay, screens, tail, topics, wire
+from streams.contest import Contest, Rates
+from streams.demoholds import Hold, Tell, holds, wait
+from streams.demologs import SEED, SEEN, Log, at_day
 from streams.errors import UsageError
-from streams.lines import BadLine
 from streams.mock import MockCluster
-from streams.profiles import SiteProfile
-from streams.readers import nasa_excerpt, read_log
-from streams.settings import DAY_MS, HOUR_MS, Settings
-from streams.shop import shop_events
+from streams.settings import Settings
+from streams.succession import Succession
 from streams.wire import Event
-from streams.workerprocess import Worker, free_port, started
+from streams.workerprocess import Process, Worker, free_port, started
 
 MARK = ".browsecast-demo"
-SHOP, NASA = "demo shop", "NASA 1995"
-SHOP_START_MS = 805_000_000_000  # 6 July 1995, after the excerpt of NASA's log, so that one worker can play both
-SHOP_DAYS, SHOP_PAST_DAYS = 35.0, 21.0
-NASA_PAST_MS = HOUR_MS
-SEED = 1
 PARTITIONS = 4
 TRAINING: dict[str, Any] = {
     "epochs": 10,
@@ -44,13 +39,24 @@ TRAINING: dict[str, Any] = {
     "minutes": 2.0,
     "seed": SEED,
 }
+# Log losses of 300 visitors are known to a fifth of their size, so a finer margin would refuse every candidate. The
+# challenger predicts for all and is waited for, so that the judge soon has sessions enough.
+TRIAL: dict[str, Any] = {
+    "refresh_margin": 0.25, "shadow_share": 1.0, "shadow_wait_ms": 2_000, "archive_flush_ms": 1_000,
+}  # fmt: skip
+REFRESH_SHARE = 0.95  # of the sessions before SEEN: so many make a refresh due
 # The in-process broker keeps 5 MiB a partition, so the log waits for the worker.
 AHEAD_EVENTS, AHEAD_SESSIONS = 4_000, 400
 CHECK_EVENTS = 500
 QUIET_S, STUCK_S = 3.0, 60.0
 LINE_S = 5.0
 
-Train = Callable[[Path, Path, Any], object]
+
+class Models(NamedTuple):
+    """What the room of the trainer does for the demo."""
+
+    train: Callable[[Path, Path, Any], object]  # sessions, bundle, progress: writes the bundle
+    publish: Callable[[Settings, Path], object]  # makes the bundle the first champion
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +68,31 @@ class Options:
     own_broker: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
-    """A log in two parts: what the model is trained on, and what is played."""
-
-    name: str
-    past: list[Event]
-    rest: list[Event]
-
-
-def run(settings: Settings, options: Options, train: Train) -> None:
-    """Run the demo to its end; `train(sessions, bundle, progress)` writes the bundle."""
+def run(settings: Settings, options: Options, models: Models) -> None:
+    """Run the demo to its end."""
     console, began = Console(), time.monotonic()
+
+    def tell(line: str) -> None:
+        console.print(f"{time.monotonic() - began:4.0f} s  {line}", highlight=False, soft_wrap=True)
+
     _prepare(options.directory)
-    logs = list(_logs(options.visitors))
+    logs = list(demologs.logs(options.visitors))
     for log in logs:
-        console.print(f"{log.name}: {len(log.past):,} clicks of the past to learn from, {len(log.rest):,} to play")
-    changes = {"partitions": PARTITIONS, "clock": "log", "state_dir": options.directory / "state", "port": free_port()}
-    settings = settings.but(**changes, bundle=options.directory / "bundle")
+        tell(f"{log.name}: {len(log.past):,} clicks of the past to learn from, {len(log.rest):,} to play")
+    settings = _settings(settings, options.directory, logs)
     rates = {log.name: _cut_past(log, settings, options.directory / "sessions") for log in logs}
-    console.print("training a small bundle on the past …")
+    tell("training a small bundle on the past …")
     with screens.progress() as progress:
-        train(options.directory / "sessions", options.directory / "bundle", progress)
-    console.print(f"trained after {time.monotonic() - began:.0f} s; starting the broker and the worker …")
-    with _broker(settings, options) as settings, started(settings, options.directory) as worker:
-        contest = _play(settings, logs, Contest(rates, _source), worker, console)
-    _summary(console, contest, settings, options, time.monotonic() - began)
+        models.train(options.directory / "sessions", options.directory / "bundle", progress)
+    tell("starting the broker, the worker and the trainer …")
+    contest, succession = Contest(rates, demologs.source), Succession(tell)
+    with _broker(settings, options) as settings:
+        models.publish(settings, options.directory / "bundle")
+        with started(settings, options.directory) as (worker, trainer):
+            play = _Play(settings, [event for log in logs for event in log.rest], contest, succession, tell)
+            play.run(worker, trainer, holds(succession, worker, trainer), console)
+    seconds = time.monotonic() - began
+    demoscreens.summary(console, contest, succession, settings, options.own_broker, seconds)
 
 
 def _prepare(directory: Path) -> None:
@@ -99,22 +104,17 @@ def _prepare(directory: Path) -> None:
     (directory / MARK).write_text("made by browsecast demo, removed by the next one\n")
 
 
-def _logs(visitors: int) -> Iterator[Log]:
-    """NASA's access log and the made-up shop, each split at a moment."""
-    profile = SiteProfile.load("nasa")
-    with nasa_excerpt() as path:
-        hits = [event for event in read_log(path, profile) if not isinstance(event, BadLine)]
-    yield _split(NASA, hits, hits[0].ts + NASA_PAST_MS)
-    clicks = list(shop_events(visitors, SHOP_DAYS, SEED, SHOP_START_MS))
-    yield _split(SHOP, clicks, SHOP_START_MS + int(SHOP_PAST_DAYS * DAY_MS))
-
-
-def _split(name: str, events: list[Event], moment_ms: int) -> Log:
-    return Log(name, [e for e in events if e.ts < moment_ms], [e for e in events if e.ts >= moment_ms])
-
-
-def _source(user_id: str) -> str:
-    return SHOP if user_id.startswith("visitor-") else NASA
+def _settings(settings: Settings, directory: Path, logs: Sequence[Log]) -> Settings:
+    """Everything below the directory; a refresh is due when the replay has come to SEEN."""
+    places = {name: directory / name.removesuffix("_dir") for name in ("state_dir", "archive_dir", "trainer_dir")}
+    changed = settings.but(
+        partitions=PARTITIONS, clock="log", port=free_port(), trainer_port=free_port(),
+        registry=str(directory / "registry"), **places, **TRIAL,
+    )  # fmt: skip
+    before = [event for log in logs for event in log.rest if event.ts < at_day(SEEN)]
+    with tempfile.TemporaryDirectory() as scratch:
+        sessions = replay.cut(before, changed, Path(scratch) / "before").sessions
+    return changed.but(refresh_sessions=max(1, int(REFRESH_SHARE * sessions)))
 
 
 def _cut_past(log: Log, settings: Settings, directory: Path) -> Rates:
@@ -141,115 +141,92 @@ def _broker(settings: Settings, options: Options) -> Iterator[Settings]:
         yield settings.but(bootstrap_servers=cluster.bootstrap_servers)
 
 
-def _play(settings: Settings, logs: list[Log], contest: Contest, worker: Worker, console: Console) -> Contest:
-    """Publish the rest of the logs while the topics are read, until nothing more comes."""
-    events = [event for log in logs for event in log.rest]
-    published = [0]
-    failed: list[BaseException] = []
+class _Play:
+    """Publishes the events while the topics are read, until nothing more comes."""
 
-    def publish() -> None:
+    def __init__(
+        self, settings: Settings, events: list[Event], contest: Contest, succession: Succession, tell: Tell
+    ) -> None:
+        self._settings, self._events, self._tell = settings, events, tell
+        self._contest, self._succession = contest, succession
+        self._published = 0
+        self._failed: list[BaseException] = []
+
+    def run(self, worker: Worker, trainer: Process, held: list[Hold], console: Console) -> None:
+        """Play to the end."""
+        publisher = threading.Thread(target=self._publish, args=(self._paced(worker, held),), daemon=True)
+        publisher.start()
+        said = moved = time.monotonic()
+        last = ""
+        with Live(console=console, refresh_per_second=4) if console.is_terminal else nullcontext() as live:
+            for change in self._read():
+                now = time.monotonic()
+                if change or publisher.is_alive():
+                    moved = now
+                if self._failed:
+                    raise self._failed[0]
+                worker.check()
+                trainer.check()
+                if live is not None:
+                    live.update(demoscreens.screen(self._contest, self._succession, self._line()))
+                elif now - said > LINE_S and self._line() != last:
+                    said, last = now, self._line()
+                    self._tell(last)
+                if now - moved > QUIET_S:
+                    done = worker.progress()
+                    if (done.lag == 0 and done.predicted >= self._contest.sessions) or now - moved > STUCK_S:
+                        return
+
+    def _publish(self, events: Iterable[Event]) -> None:
         try:
-            replay.publish(_paced(events, published, worker), settings)
+            replay.publish(events, self._settings)
         except BaseException as error:
-            failed.append(error)
+            self._failed.append(error)
 
-    publisher = threading.Thread(target=publish, daemon=True)
-    publisher.start()
-    said = moved = time.monotonic()
-    with Live(console=console, refresh_per_second=4) if console.is_terminal else nullcontext() as live:
-        for change in _feed(settings, contest):
-            now = time.monotonic()
-            if change or publisher.is_alive():
-                moved = now
-            if failed:
-                raise failed[0]
-            worker.check()
-            if live is not None:
-                live.update(_screen(contest, published[0], len(events)))
-            elif now - said > LINE_S:
-                said = now
-                console.print(_line(contest, published[0], len(events)))
-            if now - moved > QUIET_S:
-                done = worker.progress()
-                if (done.lag == 0 and done.predicted >= contest.sessions) or now - moved > STUCK_S:
-                    return contest
-    return contest
+    def _paced(self, worker: Worker, held: list[Hold]) -> Iterator[Event]:
+        """The events, held where they must be, and no further ahead than the in-process broker can hold."""
+        waiting = list(held)
+        for number, event in enumerate(self._events, 1):
+            if waiting and event.ts >= waiting[0].moment_ms:
+                wait(waiting.pop(0), self._tell)
+            if number % CHECK_EVENTS == 0:
+                while True:
+                    done = worker.progress()
+                    if number - done.received <= AHEAD_EVENTS and done.unpredicted <= AHEAD_SESSIONS:
+                        break
+                    time.sleep(0.1)
+            self._published = number
+            yield event
 
+    def _read(self) -> Iterator[bool]:
+        """Read the topics into contest and succession; says whether something came."""
+        takes: dict[str, Callable[[bytes], None]] = {
+            wire.SESSIONS: _taker(wire.Session, self._contest.session),
+            wire.PREDICTIONS: _taker(wire.Prediction, self._succession.predicted),
+            wire.SCORES: _taker(wire.Score, self._scored),
+        }
+        take = {self._settings.topic(name): one for name, one in takes.items()}
+        models = self._settings.topic(wire.MODELS)
+        for message in tail.follow(self._settings, [*take, models], from_beginning=True):
+            if message is not None and message.topic() == models:
+                self._succession.record(message.key() or b"", message.value())
+            elif message is not None and message.value() is not None:
+                take[message.topic()](message.value())
+            yield message is not None
 
-def _paced(events: Iterable[Event], published: list[int], worker: Worker) -> Iterator[Event]:
-    """The events, no further ahead of the worker than the in-process broker can hold."""
-    for number, event in enumerate(events, 1):
-        if number % CHECK_EVENTS == 0:
-            while True:
-                done = worker.progress()
-                if number - done.received <= AHEAD_EVENTS and done.unpredicted <= AHEAD_SESSIONS:
-                    break
-                time.sleep(0.1)
-        published[0] = number
-        yield event
+    def _scored(self, score: wire.Score) -> None:
+        self._contest.score(score)
+        self._succession.scored(score)
 
-
-def _feed(settings: Settings, contest: Contest) -> Iterator[bool]:
-    """Read sessions and scores into the contest; says whether something came."""
-    decode_session = msgspec.json.Decoder(wire.Session).decode
-    decode_score = msgspec.json.Decoder(wire.Score).decode
-    sessions, scores = settings.topic(wire.SESSIONS), settings.topic(wire.SCORES)
-    for message in tail.follow(settings, [sessions, scores], from_beginning=True):
-        if message is not None and message.value() is not None:
-            if message.topic() == sessions:
-                contest.session(decode_session(message.value()))
-            else:
-                contest.score(decode_score(message.value()))
-        yield message is not None
+    def _line(self) -> str:
+        parts = [
+            f"{self._published:,} of {len(self._events):,} clicks published",
+            f"{self._contest.sessions:,} sessions closed",
+            f"{self._contest.pairs:,} scored",
+        ]
+        return " · ".join(parts)
 
 
-def _screen(contest: Contest, published: int, total: int) -> RenderableType:
-    return Group(*(_table(name, contest) for name in contest.standings), Text(_line(contest, published, total), "dim"))
-
-
-def _table(name: str, contest: Contest) -> Table:
-    standing = contest.standings[name]
-    table = Table(
-        title=f"{name}: {standing[OURS].pairs:,} predictions scored", header_style="bold", title_justify="left"
-    )
-    table.add_column("predictor", min_width=32)
-    columns = ("hit\nrate", "IoU\n", "cart\nlog loss", "purchase\nlog loss")
-    shown = len(columns) if contest.has_outcomes(name) else 2  # a site without a cart has no outcomes to predict
-    for column in columns[:shown]:
-        table.add_column(column, justify="right")
-    for predictor, means in standing.items():
-        style = "bold green" if predictor == OURS else ""
-        table.add_row(predictor, *(f"{figure:.3f}" for figure in means.figures()[:shown]), style=style)
-    return table
-
-
-def _line(contest: Contest, published: int, total: int) -> str:
-    parts = [
-        f"{published:,} of {total:,} clicks published",
-        f"{contest.sessions:,} sessions closed",
-        f"{contest.pairs:,} scored",
-    ]
-    return " · ".join(parts)
-
-
-def _summary(console: Console, contest: Contest, settings: Settings, options: Options, seconds: float) -> None:
-    for name in contest.standings:
-        console.print(_table(name, contest))
-    console.print(
-        f"{contest.sessions:,} sessions, {contest.pairs:,} predictions scored, in {seconds:.0f} s. Higher hit rate and "
-        "IoU are better, lower log loss is better."
-    )
-    command = Path(sys.argv[0]).name if shutil.which("browsecast") else os.path.relpath(sys.argv[0])
-    broker = "HOST:9092" if options.own_broker else settings.bootstrap_servers
-    if not options.own_broker:
-        console.print(f"The demo's topics begin with {settings.topic_prefix} and are still there.")
-    console.print("\nWith your own access log (other formats: see README, site profiles):\n", style="bold")
-    for line in (
-        f"{command} replay access.log --profile nasa --sessions sessions",
-        f"{command} train --sessions sessions --bundle bundle",
-        f"{command} topics create --bootstrap-servers {broker}",
-        f"{command} worker --bundle bundle --clock log --bootstrap-servers {broker}",
-        f"{command} replay access.log --profile nasa --speed 60 --bootstrap-servers {broker}",
-        f"{command} watch --bootstrap-servers {broker}",
-    ):
-        console.print(f"  {line}", highlight=False, soft_wrap=True)
+def _taker(kind: type[Any], take: Callable[[Any], None]) -> Callable[[bytes], None]:
+    decode = msgspec.json.Decoder(kind).decode
+    return lambda value: take(decode(value))

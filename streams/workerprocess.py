@@ -1,4 +1,4 @@
-"""A worker as a process of its own, watched through its HTTP port: how the demo runs one."""
+"""A worker and a trainer as processes of their own, watched through their HTTP ports: how the demo runs them."""
 
 import os
 import socket
@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import SecretStr
+
 from streams.errors import BrowsecastError
 from streams.settings import Settings
 
 BUSY = 1 << 30
-START_S, STOP_S = 90.0, 25.0
+START_S, STOP_S = 180.0, 25.0
 
 
 class Progress(NamedTuple):
@@ -27,36 +29,73 @@ class Progress(NamedTuple):
     lag: int
 
 
-class Worker:
-    """The worker's process, watched through its HTTP port."""
+class Process:
+    """`browsecast NAME`, and the file that holds what it says."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, url: str) -> None:
-        self.process, self.log, self._url = process, log, url
+    def __init__(self, name: str, settings: Settings, port: int, log: Path) -> None:
+        """Start it with these settings."""
+        self.name, self.log = name, log
+        self._url = f"http://{settings.host}:{port}"
+        command = [sys.executable, "-m", "streams.cli", name]
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(command, stdout=said, stderr=said, env=_environment(settings))
 
     def check(self) -> None:
         """Raise BrowsecastError with the end of its log if it has ended."""
-        if self.process.poll() is not None:
+        if self._process.poll() is not None:
             lines = self.log.read_text(errors="replace").splitlines()
             said = [line for line in lines if line.startswith("error:") or '"level": "error"' in line] or lines
-            raise BrowsecastError(
-                "\n".join([f"the worker ended with exit code {self.process.returncode}; {self.log} says:", *said[-5:]])
-            )
+            ended = f"the {self.name} ended with exit code {self._process.returncode}; {self.log} says:"
+            raise BrowsecastError("\n".join([ended, *said[-5:]]))
 
-    def ready(self) -> bool:
-        """Whether it has taken over its partitions."""
+    def answers(self, path: str) -> bool:
+        """Whether its port answers with success."""
         try:
-            with urllib.request.urlopen(f"{self._url}/ready", timeout=2):
+            with urllib.request.urlopen(f"{self._url}{path}", timeout=2):
                 return True
         except OSError:
             return False
 
-    def progress(self) -> Progress:
-        """How far it has come, from its metrics."""
+    def wait_for(self, path: str) -> None:
+        """Return once `path` answers. Raises BrowsecastError if that takes too long, or it ends."""
+        deadline = time.monotonic() + START_S
+        while not self.answers(path):
+            self.check()
+            if time.monotonic() > deadline:
+                raise BrowsecastError(f"the {self.name} was not ready after {START_S:g} s; see {self.log}")
+            time.sleep(0.2)
+
+    def metrics(self) -> list[str] | None:
+        """The lines of /metrics; None when it does not answer just now."""
         try:
             with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
+                lines: list[str] = answer.read().decode().splitlines()
+                return lines
         except OSError:
             self.check()
+            return None
+
+    def shows(self, start: str, label: str = "") -> int:
+        """The sum of the samples that begin so and hold the label; 0 when it does not answer just now."""
+        return _sum(self.metrics() or [], start, label)
+
+    def stop(self) -> None:
+        """SIGTERM, and the end of it one way or another."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Worker(Process):
+    """A worker that plays all roles."""
+
+    def progress(self) -> Progress:
+        """How far it has come, from its metrics."""
+        lines = self.metrics()
+        if lines is None:
             return Progress(0, 0, BUSY, BUSY)
         return Progress(
             received=_sum(lines, "browsecast_received_events_total{"),
@@ -66,42 +105,20 @@ class Worker:
         )
 
 
-def _sum(lines: list[str], start: str, label: str = "") -> int:
-    return int(sum(float(line.split()[-1]) for line in lines if line.startswith(start) and label in line))
-
-
 @contextmanager
-def started(settings: Settings, directory: Path) -> Iterator[Worker]:
-    """A worker as its own process, stopped by SIGTERM at the end."""
-    arguments = {
-        "--bootstrap-servers": settings.bootstrap_servers,
-        "--topic-prefix": settings.topic_prefix,
-        "--bundle": settings.bundle,
-        "--clock": settings.clock,
-        "--port": settings.port,
-        "--state-dir": settings.state_dir,
-    }
-    words = [str(word) for pair in arguments.items() if pair[1] != "" for word in pair]
-    command = [sys.executable, "-m", "streams.cli", "worker", *words]
-    path = directory / "worker.log"
-    with path.open("wb") as log:
-        environment = os.environ | {"BROWSECAST_PARTITIONS": str(settings.partitions)}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    worker = Worker(process, path, f"http://{settings.host}:{settings.port}")
+def started(settings: Settings, directory: Path) -> Iterator[tuple[Worker, Process]]:
+    """A worker and a trainer that are ready, stopped by SIGTERM at the end; NAME.log lies in the directory."""
+    worker = Worker("worker", settings, settings.port, directory / "worker.log")
     try:
-        deadline = time.monotonic() + START_S
-        while not worker.ready():
-            worker.check()
-            if time.monotonic() > deadline:
-                raise BrowsecastError(f"the worker was not ready after {START_S:g} s; see {path}")
-            time.sleep(0.2)
-        yield worker
-    finally:
-        process.terminate()
+        trainer = Process("trainer", settings, settings.trainer_port, directory / "trainer.log")
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            worker.wait_for("/ready")
+            trainer.wait_for("/metrics")
+            yield worker, trainer
+        finally:
+            trainer.stop()
+    finally:
+        worker.stop()
 
 
 def free_port() -> int:
@@ -110,3 +127,18 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """This process's environment, with every setting that is not left to its default."""
+    values = {name: getattr(settings, name) for name in settings.model_fields_set}
+    plain = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in values.items()
+        if value is not None
+    }
+    return os.environ | {f"BROWSECAST_{name.upper()}": str(value) for name, value in plain.items()}
+
+
+def _sum(lines: list[str], start: str, label: str = "") -> int:
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith(start) and label in line))
