@@ -14,6 +14,7 @@ from streams.profilefile import ProfileFile
 from streams.profiles import SiteProfile, ready_profiles
 from streams.settings import CONFIG_VARIABLE, Settings
 from tests.streams.test_cli import commands
+from trainer.trainermetrics import TrainerMetrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,7 +28,8 @@ def called() -> set[str]:
     groups = {words.split()[0] for words in known if " " in words}
     found = set()
     for first, second in re.findall(r"\bbrowsecast ([a-z]+)(?: ([a-z]+))?", README):
-        found.add(f"{first} {second}" if first in groups else first)
+        both = f"{first} {second}"
+        found.add(both if both in known or (first in groups and first not in known) else first)
     return found - {"is"}
 
 
@@ -52,7 +54,8 @@ def test_every_variable_in_the_readme_is_a_setting() -> None:
 
 def test_every_metric_in_the_readme_exists() -> None:
     collected = {
-        metric.name + ("_total" if metric.type == "counter" else "") for metric in Metrics().registry.collect()
+        metric.name + ("_total" if metric.type == "counter" else "")
+        for metric in (*Metrics().registry.collect(), *TrainerMetrics().registry.collect())
     }
     mentioned = set(re.findall(r"`(browsecast_[a-z_]+[a-z])`", README))
     assert mentioned
