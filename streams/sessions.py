@@ -316,7 +316,9 @@ def finish(
     if channels is not None:
         user.seeds, seeds = channels.update(user.seeds, zip(visit.items, visit.ts, strict=True))
     user.number += 1
-    user.items, touched = touch(user.items, visit.items, _bought(visit), user.number, policy.recent_items)
+    purchase = any(mark & PURCHASE for mark in visit.marks)
+    bought = _bought(visit) if purchase else []
+    user.items, touched = touch(user.items, visit.items, bought, user.number, policy.recent_items)
     session = Session(
         session_id=_session_id(user_id, visit),
         user_id=user_id,
@@ -327,7 +329,7 @@ def finish(
         page_ts_ms=visit.ts,
         items=visit.items if any(item is not None for item in visit.items) else None,
         cart=any(mark & CART for mark in visit.marks),
-        purchase=any(mark & PURCHASE for mark in visit.marks),
+        purchase=purchase,
         context=Context(history, user.closed_id, user.closed_end_ms, user.routing, seeds, *touched),
     )
     user.closed_id, user.closed_end_ms = session.session_id, session.end_ms

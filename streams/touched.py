@@ -1,7 +1,7 @@
 """The items a visitor touched last, and those just bought: what retrieval knows beside the seed events. Pure."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,23 +34,23 @@ def touched_of(kept: msgspec.Raw) -> Kept:
 
 
 def touch(
-    kept: msgspec.Raw, items: Sequence[str | None], bought: Iterable[str], number: int, most: int
+    kept: msgspec.Raw, items: Sequence[str | None], bought: Sequence[str], number: int, most: int
 ) -> tuple[msgspec.Raw, Touched]:
     """What to keep of the visitor after session `number`, and what its context says: at most `most` of each.
 
     `items` are those of the session's events, in order; `bought` those of its purchases.
     """
-    before = touched_of(kept)
+    before = _decode(kept)
     newest = dict.fromkeys(reversed(items))
     newest.pop(None, None)
-    newest.update(dict.fromkeys(before.items))
-    found = list(newest)[:most]
-    purchases = {item: number for item in reversed(list(bought))}
-    for item, when in before.bought:
-        if when > number - BOUGHT_SESSIONS:
-            purchases.setdefault(item, when)
-    pairs = list(purchases.items())[:most]
-    touched = Touched([item for item in found if item is not None], [item for item, _ in pairs])
-    if not found and not pairs:
-        return NOTHING_TOUCHED, touched
-    return msgspec.Raw(_encode((touched.items, pairs))), touched
+    purchases = {item: number for item in reversed(bought)} if bought else {}
+    if before is not None:
+        newest |= dict.fromkeys(before.items)
+        for item, when in before.bought:
+            if when > number - BOUGHT_SESSIONS:
+                purchases.setdefault(item, when)
+    elif not newest:
+        return NOTHING_TOUCHED, Touched([], [])
+    found: list[Any] = list(newest)[:most]
+    pairs = list(purchases.items())[:most] if purchases else []
+    return msgspec.Raw(_encode((found, pairs))), Touched(found, [item for item, _ in pairs])
