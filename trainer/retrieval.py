@@ -81,7 +81,8 @@ def _fit(task: Task, recipe: ItemsRecipe, note: Note) -> _Fitted:
     choice = choose(world, popularity, counts, note)
     found: dict[str, Retriever] = {one.retriever.name: one.retriever for one in choice.candidates}
     contrasts = _ablate(found, choice, world, note)
-    _as_published(found, world, recipe.paper, note)
+    if PUBLISHED in recipe.baselines or options.mode == "paper":
+        _as_published(found, world, recipe.paper, note)
     wanted = [name for name in recipe.baselines if name not in found]
     found |= dict(contenders(wanted, world, note))
     ours = PUBLISHED if options.mode == "paper" else choice.chosen.retriever.name

@@ -33,7 +33,7 @@ class ItemLog:
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """Who stands beside the trained retrievers, by the names in `trainer.retrieval_contenders`."""
+    """Who stands beside the trained retrievers: the names in `trainer.retrieval_contenders`, "XPert as published"."""
 
     names: tuple[str, ...] = ("popularity", "counts", "nearest items")
 

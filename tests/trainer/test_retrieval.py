@@ -28,7 +28,10 @@ heads = 2
 [baselines]
 names = {names}
 """
-ALL = '["popularity", "counts", "EASE", "nearest items", "PinnerSage", "one vector", "one vector, ordered", "DPSR"]'
+ALL = (
+    '["popularity", "counts", "EASE", "nearest items", "PinnerSage", "one vector", "one vector, ordered", "DPSR", '
+    '"XPert as published"]'
+)
 
 
 def sequences(directory: Path, train: str = "", names: str = ALL) -> tuple[Path, Path]:
