@@ -109,8 +109,8 @@ def turned(kinds: int, users: int = 400, items: int = 100) -> tuple[Task, Space]
         )  # fmt: skip
 
     space = Space(np.arange(items, dtype=np.int32), vectors)
-    parts = (cases(part) for part in np.split(np.arange(users), [users // 2, 3 * users // 4]))
-    return Task("turned", log, (Snapshot(-1, space.items),), *parts, {}), space
+    train, validation, test = (cases(part) for part in np.split(np.arange(users), [users // 2, 3 * users // 4]))
+    return Task("turned", log, (Snapshot(-1, space.items),), train, validation, test, {}), space
 
 
 def learned(task: Task, space: Space, operator: Operator) -> float:
