@@ -36,7 +36,7 @@ TRAINING: dict[str, Any] = {
     "fine_tune_epochs": 2,
     "batch": 16,
     "validation_share": 0.12,
-    "minutes": 2.0,
+    "minutes": 4.0,
     "seed": SEED,
 }
 # Log losses of 300 visitors are known to a fifth of their size, so a finer margin would refuse every candidate. The

@@ -8,7 +8,7 @@ from streams.demologs import SEEN, TRIED, at_day
 from streams.succession import Succession
 from streams.workerprocess import Process, Worker
 
-HOLD_S = 240.0  # then the replay goes on, whatever it waits for
+HOLD_S = 300.0  # then the replay goes on, whatever it waits for
 JUDGE_S = 8.0  # the judge has read everything for so long: it has looked whether there is a verdict
 NAP_S = 0.5
 

@@ -23,7 +23,7 @@ SEED = 1
 MOVING = {*CATEGORIES, "wish", "cart", "checkout", "purchase"}  # first words of pages
 # Days since the shop's start: up to PAST to learn from; from MOVED on at new addresses; SEEN by the trainer before its
 # refresh; TRIED with a challenger beside the champion, if need be as long as to the last of these days.
-SHOP_DAYS, PAST, MOVED, SEEN, TRIED = 28.0, 14.0, 18.5, 21.5, (23.5, 24.5, 25.5)
+SHOP_DAYS, PAST, MOVED, SEEN, TRIED = 28.0, 14.0, 17.0, 21.5, (23.5, 24.5, 25.5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ def test_the_shop_moves_its_catalogue_and_its_checkout_and_nothing_else() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_too_few_visitors_for_a_refresh_is_said_and_all_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
