@@ -67,14 +67,14 @@ class ItemTable:
         self.vectors, self.centroids = tensors["vectors"], tensors["centroids"]
         self.clusters, self.clicks = tensors["clusters"], tensors["clicks"]
         self._rows = {item_id: row for row, item_id in enumerate(file.ids)}
-        self._cluster = dict(zip(file.ids, self.clusters.tolist(), strict=True))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def cluster(self, item_id: str) -> int | None:
         """The item's global cluster; None for an item that the table does not know."""
-        return self._cluster.get(item_id)
+        row = self._rows.get(item_id)
+        return None if row is None else int(self.clusters[row])
 
     def row(self, item_id: str) -> int | None:
         """The item's row; None for an item that the table does not know."""
@@ -93,6 +93,17 @@ class ItemTable:
         if "text_map" not in self.tensors:
             return None
         return unit(embeddings @ self.tensors["text_map"])
+
+
+class ItemClusters:
+    """The global clusters of a table's items: all that sessionizing needs of it, and all that it keeps in memory."""
+
+    def __init__(self, table: ItemTable) -> None:
+        self._clusters = dict(zip(table.ids, table.clusters.tolist(), strict=True))
+
+    def cluster(self, item_id: str) -> int | None:
+        """The item's global cluster; None for an item that the table does not know."""
+        return self._clusters.get(item_id)
 
 
 def load_items(bundle_path: Path) -> ItemTable | None:

@@ -20,7 +20,7 @@ NO_CHANNELS = msgspec.Raw(b"\xc0")  # null: what is kept of a visitor who never 
 
 
 class ItemClusters(Protocol):
-    """What a table of items says (`models.items.ItemTable`)."""
+    """What a table of items says (`models.items.ItemClusters`)."""
 
     def cluster(self, item_id: str) -> int | None:
         """The item's global cluster; None for an item that the table does not know."""

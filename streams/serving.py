@@ -22,7 +22,7 @@ from streams.settings import Settings
 from streams.shadowing import Challenger
 
 if TYPE_CHECKING:  # a worker without these roles does not load what they need
-    from models.items import ItemTable
+    from models.items import ItemClusters
     from models.routing import Router
     from streams.predict import Predict
     from streams.sessionize import Sessionize
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
     model: ModelProcess | None = None
     router: "Router | None" = None
-    items: "ItemTable | None" = None
+    items: "ItemClusters | None" = None
 
 
 class Lane:
@@ -197,11 +197,12 @@ class Models:
         return model
 
 
-def _load_tables(bundle: Path) -> "tuple[Router, ItemTable | None]":
-    from models.items import load_items
+def _load_tables(bundle: Path) -> "tuple[Router, ItemClusters | None]":
+    from models.items import ItemClusters, load_items
     from models.routing import load_router
 
-    return load_router(bundle), load_items(bundle)
+    table = load_items(bundle)
+    return load_router(bundle), None if table is None else ItemClusters(table)
 
 
 def _tell(alias: str, wanted: Wanted | None, error: Exception, metrics: Metrics) -> None:

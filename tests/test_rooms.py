@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {"models", "torch", "transformers", "sentence_transformers", "numpy", "scipy", "msgspec", "safetensors"}
+ALLOWED = {
+    "models",
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "numpy",
+    "scipy",
+    "msgspec",
+    "safetensors",
+    "faiss",
+}
 
 
 def imported(path: Path) -> Iterator[str]:

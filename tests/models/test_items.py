@@ -8,7 +8,7 @@ import pytest
 
 from models import bundle, items
 from models.bundle import BundleRefused, load_bundle
-from models.items import ItemsFile, load_items
+from models.items import ItemClusters, ItemsFile, load_items
 from tests.damage import resign
 from tests.goods import goods
 from tests.models.conftest import write_tiny
@@ -25,7 +25,8 @@ def test_items_come_back(tmp_path: Path) -> None:
     assert alone.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(table.tensors[name], tensor)
-    assert alone.cluster("i3") == tensors["clusters"][3] and alone.cluster("nothing") is None
+    clusters = ItemClusters(alone)
+    assert clusters.cluster("i3") == tensors["clusters"][3] and clusters.cluster("nothing") is None
     assert alone.rows(["i7", "nothing", "i2"]) == [7, 2] and alone.row("i7") == 7
 
 
