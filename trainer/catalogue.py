@@ -13,7 +13,7 @@ from models.encoder import Encoder
 from models.items import WEIGHTS, ItemsFile, RetrieverConfig, nearest_clusters
 from models.xpert import Morph
 from streams.wire import Item
-from trainer.errors import TrainingError
+from trainer.errors import TooFewClicks, TrainingError
 from trainer.fusion import CONSTANT, Fused
 from trainer.hinge import fit_published, published
 from trainer.interactions import Interactions
@@ -53,15 +53,17 @@ class FittedItems:
 def fit_items(
     log: Interactions, options: XPertOptions, texts: np.ndarray | None = None, note: Note = lambda what: None
 ) -> FittedItems | None:
-    """Fit retrievers to a log with times, and take the one that validation chooses; None where cases are too few.
+    """Fit retrievers to a log with times, and take the one that validation chooses; None where clicks are too few.
 
-    `texts` (N, 384): embeddings of the items' texts, zeros where there is none. Raises TrainingError where no two items
-    were ever clicked together.
+    `texts` (N, 384): embeddings of the items' texts, zeros where there is none.
     """
     task = replace(NextSessions(seed=options.seed).task(log), content=texts)
     if min(len(task.train), len(task.validation)) < FEWEST:
         return None
-    spaces, _ = choose_spaces(task, options, note)
+    try:
+        spaces, _ = choose_spaces(task, options, note)
+    except TooFewClicks:
+        return None
     popularity = best_popularity(task, WINDOWS_MS)
     counts = best_counts(task, WINDOWS_MS)
     window_ms = options.popularity_ms or popularity.span or HOUR_MS

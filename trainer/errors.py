@@ -7,6 +7,10 @@ class TrainingError(Exception):
     exit_code = 2
 
 
+class TooFewClicks(TrainingError):
+    """The clicks do not tell which items belong together."""
+
+
 class ArchiveUnusable(TrainingError):
     """The archive's directory is in use, or holds something that this version does not write."""
 

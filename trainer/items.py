@@ -9,7 +9,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.utils.extmath import randomized_svd
 
 from models.items import WIDTH, nearest_clusters, unit
-from trainer.errors import TrainingError
+from trainer.errors import TooFewClicks
 from trainer.interactions import NONE, Interactions
 
 REACH = 5  # clicks of one user so many places apart still belong together; weight 1 / distance
@@ -38,13 +38,13 @@ class Space:
 def click_space(log: Interactions, seed: int = 0, width: int = WIDTH, least_clicks: int = LEAST_CLICKS) -> Space:
     """From the company that items keep in clicks: positive pointwise mutual information, truncated SVD.
 
-    Levy and Goldberg 2014. Items with fewer clicks have no vector. Raises TrainingError when none is left.
+    Levy and Goldberg 2014. Items with fewer clicks have no vector. Raises TooFewClicks when none is left.
     """
     items = np.flatnonzero(log.popularity() >= least_clicks).astype(np.int32)
     information = _information(log, items)
     kept = np.flatnonzero(information.sum(axis=1) > 0)
     if len(kept) < 2:
-        raise TrainingError(
+        raise TooFewClicks(
             "No two items were clicked together often enough to tell which belong together. Give more clicks, or texts."
         )
     information = information[kept][:, kept]

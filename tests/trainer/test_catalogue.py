@@ -23,11 +23,11 @@ from trainer import catalogue
 from trainer.catalogue import FittedItems, embed_texts, fit_items, read_texts
 from trainer.controls import bundle_options
 from trainer.covisits import CoVisits
-from trainer.errors import TrainingError
+from trainer.errors import TooFewClicks, TrainingError
 from trainer.fit import TrainOptions, train
 from trainer.fusion import Fused
 from trainer.interactions import Cases, Interactions, Snapshot, Task
-from trainer.items import Space
+from trainer.items import Space, click_space
 from trainer.protocols import HOUR_MS
 from trainer.retrieval_baselines import Counts, Popularity
 from trainer.retrieval_choice import Choice, choose
@@ -246,6 +246,11 @@ def test_the_published_model_goes_into_a_bundle(log: Interactions, tmp_path: Pat
 
 def test_too_few_cases_give_no_items(log: Interactions) -> None:
     assert fit_items(log.between(None, int(np.quantile(log.ts, 0.05))), OPTIONS) is None
+    pairs = NextSessions(train=100, validation=100).task(log)
+    assert min(len(pairs.train), len(pairs.validation)) >= 20
+    alone = replace(log, items=[f"{user}" for user in range(len(log.users) + 1)], item=log.user.astype(np.int32))
+    with pytest.raises(TooFewClicks, match="No two items"):
+        click_space(alone)
 
 
 def test_texts_place_items_that_nobody_clicked(log: Interactions) -> None:
