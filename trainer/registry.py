@@ -9,7 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -200,13 +200,17 @@ class Registry:
                 raise BundleRefused(ref.uri, name, "not in the manifest", "Remove it, or publish the bundle again.")
 
     def _remove(self, place: str) -> None:
-        if self._storage.exists(f"{place}/{MANIFEST}"):
+        with suppress(FileNotFoundError):  # of another trainer that removes the same, here and below
             self._storage.rm_file(f"{place}/{MANIFEST}")
-        self._storage.rm(place, recursive=True)
+        with suppress(FileNotFoundError):
+            self._storage.rm(place, recursive=True)
 
     def _age_s(self, name: str) -> float:
         """Since the last write below a directory; an empty one has none under way."""
-        written = [self._storage.modified(path).timestamp() for path in self._storage.find(f"{self._root}/{name}")]
+        try:
+            written = [self._storage.modified(path).timestamp() for path in self._storage.find(f"{self._root}/{name}")]
+        except FileNotFoundError:  # another trainer is at it
+            return 0.0
         return time.time() - max(written, default=0.0)
 
     @contextmanager
