@@ -103,9 +103,8 @@ def _ablate(found: dict[str, Retriever], choice: Choice, world: World, note: Not
     if best.ranker != "nearest":
         contrasts["morphs, and not the seeds as they are"] = (name, NAMES["nearest"])
     contrasts["an operator of the visitor's own, and not one for all"] = (NAMES["personal"], NAMES["shared"])
-    if choice.candidates[-1].fused:
-        fused = choice.candidates[-1].retriever
-        contrasts["fused with counts, and not alone"] = (fused.name, NAMES[choice.candidates[-1].ranker])
+    fused = choice.candidates[-1]
+    contrasts["fused with counts, and not alone"] = (fused.retriever.name, NAMES[fused.ranker])
     return contrasts
 
 

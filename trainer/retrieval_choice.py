@@ -45,16 +45,15 @@ class Choice:
 
 
 def choose(world: World, popularity: Popularity, counts: Counts, note: Callable[[str], None]) -> Choice:
-    """Fit every operator, and choose. Then the best is fused with the counts, where that is better still."""
+    """Fit every operator, and choose; among the candidates is the best of all but the counts, fused with these."""
     task = world.task
     found = [_candidate("popularity", popularity, task), _candidate("counts", counts, task)]
     found += [_candidate(ranker, fit_operator(ranker, world, note), task) for ranker in OPERATORS]
-    best, operator = max(found, key=lambda one: one.found), max(found[2:], key=lambda one: one.found)
-    if best.ranker != "counts":
-        name = f"{best.retriever.name}, fused with counts"
-        fused = _candidate(best.ranker, Fused(name, best.retriever, counts), task, fused=True)
-        found.append(fused)
-        best = max(best, fused, key=lambda one: one.found)
+    operator = max(found[2:], key=lambda one: one.found)
+    alone = max(found[:1] + found[2:], key=lambda one: one.found)
+    fused = Fused(f"{alone.retriever.name}, fused with counts", alone.retriever, counts)
+    found.append(_candidate(alone.ranker, fused, task, fused=True))
+    best = max(found, key=lambda one: one.found)
     return Choice(found, best, operator)
 
 

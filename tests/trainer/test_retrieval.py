@@ -132,6 +132,7 @@ def test_everybody_stands_in_the_report(made: Path) -> None:
     assert {"vectors from clicks", "vectors from texts"} <= set(report["validation"])
     chosen = {name: value for name, value in report["validation"].items() if not name.startswith("vectors")}
     assert chosen[report["ours"]] == max(chosen.values())
+    assert any(name.endswith("fused with counts") for name in chosen)
     page = (made / "retrieval.html").read_text()
     assert report["verdict"]["headline"] in page and page.count("<svg") == 3
 
