@@ -17,7 +17,7 @@ from tests.workers import Fleet, Worker, children
 SWAPS = 100
 KIB_FLAT = 4 * 1024  # of the worker's memory over 80 swaps
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(1_200)]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def bundles(tiny_bundle: Path, tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def settings(sessionize_settings: Callable[[], Settings], bundles: list[Path]) -> Settings:
-    return sessionize_settings().but(bundle=bundles[0], flush_ms=100)
+    return sessionize_settings().but(bundle=bundles[0], flush_ms=100, session_timeout_ms=30_000)
 
 
 def check(outcome: Outcome, worker: Worker) -> None:
