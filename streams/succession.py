@@ -68,8 +68,9 @@ class Succession:
 
     @property
     def on_trial(self) -> bool:
-        """Whether a challenger stands beside the champion."""
-        return CHALLENGER in self.story.aliases
+        """Whether a challenger stands beside the champion, by the decisions: the alias itself may come later."""
+        moves = [one.aliases[CHALLENGER] for one in self.story.decisions if CHALLENGER in one.aliases]
+        return bool(moves) and moves[-1] is not None
 
     @property
     def promoted(self) -> bool:

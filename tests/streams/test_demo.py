@@ -29,6 +29,10 @@ def publish(settings: Settings, bundle: Path) -> None:
     decisions.publish(Registry(settings.registry), Aliases(settings), bundle, decisions.by_hand("trained on the past"))
 
 
+def train_as_the_demo_does(sessions: Path, bundle: Path, progress: Any) -> None:
+    train(sessions, bundle, TrainOptions(**demo.TRAINING), progress)
+
+
 MODELS = demo.Models(train_tiny, publish)
 
 
@@ -69,7 +73,8 @@ def test_too_few_visitors_for_a_refresh_is_said_and_all_goes_on(
 def test_another_champion_serves_before_it_ends_and_it_says_what_to_type_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    demo.run(Settings(), demo.Options(tmp_path / "demo", 150, own_broker=True), MODELS)
+    models = demo.Models(train_as_the_demo_does, publish)
+    demo.run(Settings(), demo.Options(tmp_path / "demo", 300, own_broker=True), models)
     output = " ".join(capsys.readouterr().out.split())
     (scored,) = re.findall(r"sessions, ([\d,]+) predictions scored", output)
     assert int(scored.replace(",", "")) > 500

@@ -8,7 +8,7 @@ import pytest
 from streams import demoholds
 from streams.demoholds import HOLD_S, JUDGE_S, Hold, holds, wait
 from streams.succession import Succession
-from streams.wire import CHALLENGER, ModelAlias, ModelDecision
+from streams.wire import ModelDecision
 from streams.workerprocess import Progress
 
 
@@ -46,8 +46,9 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     return wall
 
 
-def made(kind: str, by: str) -> bytes:
-    return msgspec.json.encode(ModelDecision(kind, 1, kind, "v", "sha256:v", "", "", by, {}, {}))
+def tell(succession: Succession, kind: str, by: str, **aliases: str | None) -> None:
+    made = ModelDecision(kind, 1, kind, "v", "sha256:v", "", "", by, {}, aliases)
+    succession.record(f"decision/{kind}".encode(), msgspec.json.encode(made))
 
 
 def staged() -> tuple[Succession, Any, Any, list[Hold]]:
@@ -61,9 +62,9 @@ def test_the_refresh_is_over_when_the_challenger_stands_or_none_was_published() 
     trainer.samples["browsecast_refreshes_total{"] = 1
     assert "could make no candidate" in (refresh.over(1.0) or "")
     trainer.samples.clear()
-    succession.record(b"decision/1", made("refused", "trainer"))
+    tell(succession, "refused", "trainer")
     assert refresh.over(1.0) == ""
-    succession.record(CHALLENGER.encode(), msgspec.json.encode(ModelAlias(CHALLENGER, "v", "sha256:v", "")))
+    tell(succession, "published", "trainer", challenger="sha256:v")
     assert refresh.over(1.0) is None
     worker.samples["browsecast_challenger_loaded{"] = 1
     assert refresh.over(1.0) == ""
@@ -72,7 +73,7 @@ def test_the_refresh_is_over_when_the_challenger_stands_or_none_was_published() 
 def test_the_trial_waits_for_the_judge_to_read_and_to_look_and_for_the_swap() -> None:
     succession, worker, trainer, (_, first, second, _) = staged()
     assert first.over(0.0) == ""  # without a challenger
-    succession.record(CHALLENGER.encode(), msgspec.json.encode(ModelAlias(CHALLENGER, "v", "sha256:v", "")))
+    tell(succession, "published", "trainer", challenger="sha256:v")
     succession.scores, worker.lag = 10, 3
     assert first.over(0.0) is None
     worker.lag = 0
@@ -82,7 +83,7 @@ def test_the_trial_waits_for_the_judge_to_read_and_to_look_and_for_the_swap() ->
     assert first.over(20.0 + JUDGE_S) == ""  # no verdict yet: more sessions are needed
     assert second.over(0.0) is None
     assert second.over(JUDGE_S / 2) is None
-    succession.record(b"decision/2", made("promoted", "judge"))
+    tell(succession, "promoted", "judge", champion="sha256:v", challenger=None)
     assert second.over(2 * JUDGE_S) is None
     worker.samples["browsecast_model_swaps_total"] = 1
     assert second.over(2 * JUDGE_S) == ""

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from streams.succession import Succession
-from streams.wire import CHALLENGER, CHAMPION, ModelAlias, ModelDecision, PageProbability, Prediction, Score
+from streams.wire import CHAMPION, ModelAlias, ModelDecision, PageProbability, Prediction, Score
 
 OLD, NEW = "sha256:old", "sha256:new"
 IOU = {"champion": 0.25, "challenger": 0.375, "difference": 0.125, "low": 0.1, "high": 0.15}
@@ -37,10 +37,8 @@ def test_a_swap_is_told_in_one_line_with_its_moment_and_the_judges_figures() -> 
     seen.predicted(prediction(OLD, 60_000))
     assert told == []
     seen.record(*decide("published", NEW, "trainer", {"comparison": {}}, challenger=NEW))
-    seen.record(CHALLENGER.encode(), msgspec.json.encode(ModelAlias(CHALLENGER, "new", NEW, "")))
     assert (seen.on_trial, seen.promoted, seen.decided_by("trainer")) == (True, False, True)
     seen.record(*decide("promoted", NEW, "judge", {"iou": IOU, "sessions": 1234}, champion=NEW, challenger=None))
-    seen.record(CHALLENGER.encode(), None)
     assert (seen.on_trial, seen.promoted) == (False, True)
     seen.predicted(prediction(OLD, 120_000))
     seen.predicted(prediction(NEW, 86_400_000))
