@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3 python
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-BENCHMARKS := sessionize recovery latency
+BENCHMARKS := sessionize recovery latency refresh
 ARGS ?=
 
 .PHONY: help demo test lint types rooms pytest bench format lock clean
