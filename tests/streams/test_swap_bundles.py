@@ -130,7 +130,7 @@ def test_real_bundles_take_over_and_damaged_ones_are_refused(
                 assert metric(worker, "browsecast_models_refused_total", alias="champion") >= number
                 assert metric(worker, "browsecast_model_loaded", digest=digest(good[-1])) == 1
             before = metric(worker, "browsecast_predictions_total")
-            name(settings, "challenger", bad[-1][2])
+            name(settings, "challenger", bad[-2][2])  # not what `champion` names: that one was promoted, not tried
             yield from shows(worker, 1, "models_refused_total", alias="challenger")
             assert metric(worker, "browsecast_challenger_loaded") == 0
             yield from shows(worker, before + 20, "predictions_total")
