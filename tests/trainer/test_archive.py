@@ -98,9 +98,10 @@ def test_pandas_duckdb_and_datasets_open_the_directory(tmp_path: Path, monkeypat
         assert set(frame["day"].astype(str)) == {"2023-11-15", "2023-11-16", "2023-11-17", "2023-11-18"} - (
             {"2023-11-18"} if frame["end_ms"].max() < BASE_MS + 3 * DAY_MS else set()
         )
-        found = duckdb.sql(f"select session_id, pages[1], day from read_parquet('{place}/**/*.parquet')")
-        assert found is not None
-        rows = found.fetchall()
+        with duckdb.connect() as connection:
+            found = connection.sql(f"select session_id, pages[1], day from read_parquet('{place}/**/*.parquet')")
+            assert found is not None
+            rows = found.fetchall()
         assert sorted(row[0] for row in rows) == expected
         loaded = datasets.load_dataset(place, split="train", cache_dir=str(tmp_path / "cache"))
         assert sorted(loaded["session_id"]) == expected

@@ -93,7 +93,7 @@ def test_judged_sessions_came_after_the_window_and_nothing_of_them_is_in_it(trai
 def test_visitors_who_change_their_ways_bring_a_challenger_with_more_pages(
     trained: tuple[Trainer, Path], tmp_path: Path
 ) -> None:
-    trainer = _again(trained[0], tmp_path)
+    trainer = _again(trained[0], tmp_path, epochs=24, window_ms=4 * DAY_MS, margin=0.5)
     champion = trainer.aliases.story().aliases[CHAMPION]
     trainer.archive(shop(100, 5, seed=1, start_ms=START_MS + 6 * DAY_MS, buys=NEW))
     assert trainer.cycle.due() == f"{_count(trainer):,} new sessions"
@@ -121,7 +121,7 @@ def test_a_candidate_that_is_no_better_is_kept_with_its_report(trained: tuple[Tr
     assert told.aliases == before and len(trainer.registry.bundles()) == 1
     refused = told.decisions[-1]
     assert refused.decision == "refused" and refused.aliases == {}
-    assert "no measure is shown to be better than that of champion" in refused.reason
+    assert "that of champion" in refused.reason  # it may be worse, or is not shown to be better
     place = Path(refused.uri.removeprefix("file://"))
     assert load_bundle(place, "cpu").digest == refused.digest and (place.parent / "report.json").exists()
 
@@ -173,6 +173,7 @@ def test_of_two_trainers_one_gives_the_champion(tmp_path: Path) -> None:
     first, second = (Trainer(tmp_path / name, aliases) for name in ("a", "b"))
     for trainer in (first, second):
         trainer.archive(shop(100, 6))
+    second.now_ms += 5_000  # so that it is another cycle, with a decision of its own
 
     def overtaken(told: Told) -> None:
         aliases.before = lambda told: None
@@ -182,7 +183,7 @@ def test_of_two_trainers_one_gives_the_champion(tmp_path: Path) -> None:
     done = first.cycle.run("asked for", Event())
     assert done is not None and done.result == "refused"
     assert done.reason.startswith("the champion is another one than the candidate was compared with")
-    assert [one.decision for one in aliases.told.decisions] == ["published"]  # it was the same bundle's
+    assert [one.decision for one in aliases.told.decisions] == ["published", "refused"]
 
 
 @pytest.mark.usefixtures("ready")
@@ -268,14 +269,14 @@ def test_options_that_cannot_work_are_named() -> None:
             RefreshOptions(**changes)
 
 
-def _again(trainer: Trainer, place: Path) -> Trainer:
+def _again(trainer: Trainer, place: Path, **options: Any) -> Trainer:
     """The same trainer in another place, with its archive and story."""
     told = trainer.aliases.story()
     aliases = MemoryAliases()
     aliases.told = Told(dict(told.aliases), list(told.decisions))
     for name in ("archive", "cycles", "registry"):
         shutil.copytree(trainer.directory / name, place / name)
-    again = Trainer(place, aliases)
+    again = Trainer(place, aliases, **options)
     again.now_ms = trainer.now_ms + 60_000
     return again
 
