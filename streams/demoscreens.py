@@ -56,6 +56,11 @@ def summary(
     for name in contest.standings:
         console.print(contest_table(name, contest))
     console.print(champions_table(succession))
+    if len(succession.reigns) > 1:
+        console.print(
+            "The demo shop moved to new addresses on the way, and the first champion did not know them: the last table "
+            "tells the champions apart."
+        )
     console.print(
         f"{contest.sessions:,} sessions, {contest.pairs:,} predictions scored, in {seconds:.0f} s. Higher hit rate and "
         "IoU are better, lower log loss is better."
