@@ -42,7 +42,8 @@ def test_two_processes_are_one_and_go_on_after_a_kill(tmp_path: Path) -> None:
         backend = name if name in ("token", "lora") else "separate"
         phases.train(tmp_path / f"{name} alone", backend, **changes)
         alone, pair = phases.steps(tmp_path / f"{name} alone"), phases.steps(tmp_path / name)
-        assert close(alone, pair) and alone != pair  # the order of sums differs
+        # Both took part, as a kill of either shows above; whether another order of sums rounds otherwise is chance.
+        assert close(alone, pair)
     for rank in (0, 1):
         place = tmp_path / f"killed {rank}"
         assert phases.steps(place) == phases.steps(tmp_path / "separate")
