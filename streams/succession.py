@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streams.aliases import Story
-from streams.wire import CHALLENGER, ModelDecision, Prediction, Score
+from streams.wire import CHALLENGER, CHAMPION, ModelDecision, Prediction, Score
 
 
 @dataclass(slots=True)
@@ -39,6 +39,7 @@ class Succession:
     story: Story = field(default_factory=Story)
     reigns: dict[str, Reign] = field(default_factory=dict)  # by digest, in the order in which they were seen
     scores: int = 0  # of whichever model
+    _untold: list[str] = field(default_factory=list)  # digests that predict, by a decision that was not seen yet
 
     def record(self, key: bytes, value: bytes | None) -> None:
         """A record of the topic `models` came."""
@@ -46,6 +47,7 @@ class Succession:
         self.story.take(key, value)
         for decision in self.story.decisions[before:]:
             self.tell(told(decision))
+        self._tell_swaps()
 
     def predicted(self, prediction: Prediction) -> None:
         """A prediction came."""
@@ -55,7 +57,8 @@ class Succession:
         if digest not in self.reigns:
             self.reigns[digest] = Reign(prediction.model_version, prediction.session_end_ms)
             if len(self.reigns) > 1:
-                self.tell(self._swap(digest))
+                self._untold.append(digest)
+                self._tell_swaps()
         reign = self.reigns[digest]
         reign.first_ms = min(reign.first_ms, prediction.session_end_ms)
 
@@ -80,6 +83,13 @@ class Succession:
     def decided_by(self, by: str) -> bool:
         """Whether the trainer, say, has decided anything."""
         return any(decision.by == by for decision in self.story.decisions)
+
+    def _tell_swaps(self) -> None:
+        """Of the models whose decision is known: a prediction may be read before what made its model the champion."""
+        decided = {decision.aliases.get(CHAMPION) for decision in self.story.decisions}
+        for digest in [one for one in self._untold if one in decided]:
+            self._untold.remove(digest)
+            self.tell(self._swap(digest))
 
     def _swap(self, digest: str) -> str:
         reign = self.reigns[digest]

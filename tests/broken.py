@@ -15,6 +15,8 @@ from faust.transport.consumer import Consumer
 from streams import clients, engine, ownership, sessionize, transport
 from streams.cli import main
 
+BUSY_S = 0.1  # a busy broker's transaction: so that few seeds are enough to fall into a gap
+
 
 def offsets_outside() -> None:
     """The state with its input position in a transaction of its own, before that of the outputs."""
@@ -22,7 +24,7 @@ def offsets_outside() -> None:
 
     async def commit(self: Any, partition: Any, outputs: Any, changes: Any, offsets: Any) -> None:
         await whole(self, partition, [], changes, offsets)
-        await asyncio.sleep(0.1)  # a busy broker: so that few seeds are enough to fall into the gap
+        await asyncio.sleep(BUSY_S)
         await whole(self, partition, outputs, [(ownership.OWNER_KEY, b"")], {})
 
     engine.Engine._commit = commit  # type: ignore[method-assign]
@@ -47,14 +49,19 @@ def no_fencing() -> None:
 
 def early_eviction() -> None:
     """A user is dropped from memory when the flush begins, not when it is written."""
-    whole = sessionize.SessionizeShard.take
+    whole, write = sessionize.SessionizeShard.take, engine.Engine._commit
 
     def take(self: Any) -> Any:
         taken = whole(self)
         self.sessionizer.evict(0)
         return taken
 
+    async def commit(self: Any, partition: Any, outputs: Any, changes: Any, offsets: Any) -> None:
+        await asyncio.sleep(BUSY_S)
+        await write(self, partition, outputs, changes, offsets)
+
     sessionize.SessionizeShard.take = take  # type: ignore[method-assign]
+    engine.Engine._commit = commit  # type: ignore[method-assign]
 
 
 def faust_seek() -> None:

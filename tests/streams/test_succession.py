@@ -53,6 +53,19 @@ def test_a_swap_is_told_in_one_line_with_its_moment_and_the_judges_figures() -> 
     assert [reign.first_ms for reign in seen.reigns.values()] == [60_000, 86_340_000]
 
 
+def test_a_prediction_read_before_its_models_promotion_waits_for_the_judges_figures() -> None:
+    told: list[str] = []
+    seen = Succession(told.append)
+    seen.predicted(prediction(OLD, 0))
+    seen.record(*decide("published", NEW, "trainer", {}, challenger=NEW))
+    seen.predicted(prediction(NEW, 0))
+    assert len(told) == 1
+    seen.record(*decide("promoted", NEW, "judge", {"iou": IOU, "sessions": 9}, champion=NEW, challenger=None))
+    assert told[-1].endswith("IoU 0.250 -> 0.375 on the 9 sessions that both predicted")
+    seen.predicted(prediction(NEW, 1))
+    assert len(told) == 3
+
+
 def test_one_that_nobody_compared_is_told_without_figures() -> None:
     told: list[str] = []
     seen = Succession(told.append)
