@@ -92,7 +92,7 @@ class Retriever:
 
     # ---------------------------------------------------------------- lists
 
-    def rank(self, interests: Sequence[Interest]) -> list[list[Ranked]]:
+    def rank(self, interests: Sequence[Interest]) -> list[list[Ranked[str]]]:
         """The best items for each visitor, best first: (item, score, the seed that brought it or None).
 
         What the visitor has touched or bought, and what is not available, is left out before the places are dealt.
@@ -101,7 +101,7 @@ class Retriever:
             queries = self._queries(interests) if self._asks and interests else [None] * len(interests)
             return [self._rank(one, asked) for one, asked in zip(interests, queries, strict=True)]
 
-    def popular(self, interests: Sequence[Interest]) -> list[list[Ranked]]:
+    def popular(self, interests: Sequence[Interest]) -> list[list[Ranked[str]]]:
         """The items clicked most in the window, with the same left out."""
         with self._lock:
             return [self._named(self._popular(self._blocked(one), self.number)) for one in interests]
@@ -110,7 +110,7 @@ class Retriever:
     def _asks(self) -> bool:
         return self.chosen.ranker not in ("popularity", "counts")
 
-    def _rank(self, interest: Interest, asked: "_Asked | None") -> list[Ranked]:
+    def _rank(self, interest: Interest, asked: "_Asked | None") -> list[Ranked[str]]:
         blocked = self._blocked(interest)
         depth = max(FUSED_DEPTH, self.number) if self.chosen.fused else self.number
         counted = self._counted(interest, blocked, depth) if self._covisits is not None else None
@@ -139,7 +139,7 @@ class Retriever:
         rows = highest(scores, k)
         return Found(rows, scores[rows], np.full(len(rows), -1))
 
-    def _counted(self, interest: Interest, blocked: Sequence[int], k: int) -> list[Ranked]:
+    def _counted(self, interest: Interest, blocked: Sequence[int], k: int) -> list[Ranked[str]]:
         assert self._covisits is not None
         recent = [row for row in self.catalogue.rows(interest.recent) if not self.catalogue.is_new(row)]
         return self._named(self._covisits.best(self.catalogue, recent, blocked, k), self._ids(recent))
@@ -172,7 +172,7 @@ class Retriever:
     def _ids(self, rows: Sequence[int]) -> list[str]:
         return [self.catalogue.ids[row] or "" for row in rows]
 
-    def _named(self, found: Found, seeds: Sequence[str] = ()) -> list[Ranked]:
+    def _named(self, found: Found, seeds: Sequence[str] = ()) -> list[Ranked[str]]:
         catalogue = self.catalogue
         return [
             Ranked(

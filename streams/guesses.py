@@ -4,6 +4,7 @@ Both are records of the changelog: a field may be added at the end, with a defau
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -63,46 +64,36 @@ class Outcome(msgspec.Struct, array_like=True, gc=False):
 
 def score(guess: Guess, outcome: Outcome) -> wire.Score:
     """How right the prediction was, by sets of pages and log losses clipped at 1e-7 (HeTLM, section 1.7)."""
-    actual, predicted = outcome.pages, guess.pages
     return wire.Score(
-        prediction_id=guess.prediction_id,
+        **_figures(guess, outcome),
         session_id=outcome.session_id,
         user_id=outcome.user_id,
-        hr=hr(actual, predicted),
-        ioa=ioa(actual, predicted),
-        iop=iop(actual, predicted),
-        iou=iou(actual, predicted),
         cart=outcome.cart,
-        cart_p=guess.cart,
-        cart_log_loss=log_loss(guess.cart, outcome.cart),
         purchase=outcome.purchase,
-        purchase_p=guess.purchase,
-        purchase_log_loss=log_loss(guess.purchase, outcome.purchase),
-        model_version=guess.model_version,
-        model_digest=guess.model_digest,
         cluster=guess.cluster,
         fallback=guess.fallback,
         session_end_ms=outcome.session_end_ms,
         baselines=outcome.baselines,
-        shadow=None if guess.shadow is None else _shadow_score(guess.shadow, outcome),
+        shadow=None if guess.shadow is None else wire.ShadowScore(**_figures(guess.shadow, outcome)),
     )
 
 
-def _shadow_score(guess: ShadowGuess, outcome: Outcome) -> wire.ShadowScore:
+def _figures(guess: Guess | ShadowGuess, outcome: Outcome) -> dict[str, Any]:
+    """What a score tells of either model."""
     actual, predicted = outcome.pages, guess.pages
-    return wire.ShadowScore(
-        prediction_id=guess.prediction_id,
-        hr=hr(actual, predicted),
-        ioa=ioa(actual, predicted),
-        iop=iop(actual, predicted),
-        iou=iou(actual, predicted),
-        cart_p=guess.cart,
-        cart_log_loss=log_loss(guess.cart, outcome.cart),
-        purchase_p=guess.purchase,
-        purchase_log_loss=log_loss(guess.purchase, outcome.purchase),
-        model_version=guess.model_version,
-        model_digest=guess.model_digest,
-    )
+    return {
+        "prediction_id": guess.prediction_id,
+        "hr": hr(actual, predicted),
+        "ioa": ioa(actual, predicted),
+        "iop": iop(actual, predicted),
+        "iou": iou(actual, predicted),
+        "cart_p": guess.cart,
+        "cart_log_loss": log_loss(guess.cart, outcome.cart),
+        "purchase_p": guess.purchase,
+        "purchase_log_loss": log_loss(guess.purchase, outcome.purchase),
+        "model_version": guess.model_version,
+        "model_digest": guess.model_digest,
+    }
 
 
 def guess_of(prediction: wire.Prediction, era: int) -> Guess:

@@ -1,9 +1,11 @@
 """Two rankings as one, by reciprocal ranks (Cormack, Clarke and Buettcher, SIGIR 2009)."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
+from models import fusion
 from trainer.interactions import NONE, Cases
 from trainer.retrievers import Ranking, Retriever
 
@@ -33,15 +35,15 @@ def fuse(first: Ranking, second: Ranking, k: int, constant: float = CONSTANT) ->
     scores = np.full((size, k), -np.inf, dtype=np.float32)
     seeds = np.full((size, k), NONE, dtype=np.int32)
     for row in range(size):
-        found: dict[int, tuple[float, int]] = {}  # item -> score, seed
-        for ranking in (first, second):
-            listed = zip(ranking.items[row].tolist(), ranking.seeds[row].tolist(), strict=True)
-            for rank, (item, seed) in enumerate(listed, start=1):
-                if item == NONE:
-                    break
-                score, by = found.get(item, (0.0, NONE))
-                found[item] = (score + 1 / (constant + rank), seed if by == NONE else by)
-        top = sorted(found.items(), key=lambda one: -one[1][0])[:k]
-        for place, (item, (score, seed)) in enumerate(top):
-            items[row, place], scores[row, place], seeds[row, place] = item, score, seed
+        best = fusion.fuse([_listed(first, row), _listed(second, row)], constant)
+        for place, (item, score, seed) in enumerate(best[:k]):
+            items[row, place], scores[row, place] = item, score
+            seeds[row, place] = NONE if seed is None else seed
     return Ranking(items, scores, seeds)
+
+
+def _listed(ranking: Ranking, row: int) -> list[fusion.Ranked[int]]:
+    """One case's list, which ends where nothing is named any more."""
+    listed = zip(ranking.items[row].tolist(), ranking.scores[row].tolist(), ranking.seeds[row].tolist(), strict=True)
+    named = takewhile(lambda one: one[0] != NONE, listed)
+    return [fusion.Ranked(item, score, None if seed == NONE else seed) for item, score, seed in named]

@@ -91,10 +91,10 @@ def assert_same(one: Retriever, plain: PlainRetriever, interest: Interest) -> No
     best = sorted((score for score, _ in wanted.values()), reverse=True)[: one.number]
     assert [ranked.score for ranked in found] == pytest.approx(best, abs=1e-4)
     for ranked in found:
-        score, seed = wanted[ranked.item_id]
+        score, seed = wanted[ranked.item]
         assert ranked.score == pytest.approx(score, abs=1e-4)
         assert ranked.seed == seed
-    assert len({ranked.item_id for ranked in found}) == len(found)
+    assert len({ranked.item for ranked in found}) == len(found)
 
 
 @pytest.mark.parametrize("ranker", RANKERS)
@@ -122,7 +122,7 @@ def test_a_batch_is_its_visitors_one_by_one(ranker: str) -> None:
     ]
     for together, interest in zip(one.rank(many), many, strict=True):
         (alone,) = one.rank([interest])
-        assert [(r.item_id, r.seed) for r in together] == [(r.item_id, r.seed) for r in alone]
+        assert [(r.item, r.seed) for r in together] == [(r.item, r.seed) for r in alone]
         assert [r.score for r in together] == pytest.approx([r.score for r in alone], abs=1e-5)
     assert one.rank([]) == []
 
@@ -137,11 +137,11 @@ def test_fusion_is_by_reciprocal_ranks(ranker: str) -> None:
     seeds: dict[str, str | None] = {}
     for ranked in lists:
         for rank, each in enumerate(ranked, 1):
-            scores[each.item_id] = scores.get(each.item_id, 0.0) + 1 / (10 + rank)
-            seeds[each.item_id] = seeds.get(each.item_id) or each.seed
+            scores[each.item] = scores.get(each.item, 0.0) + 1 / (10 + rank)
+            seeds[each.item] = seeds.get(each.item) or each.seed
     assert [one.score for one in fused] == pytest.approx(sorted(scores.values(), reverse=True)[:NUMBER])
-    assert [scores[one.item_id] for one in fused] == pytest.approx([one.score for one in fused])
-    assert [seeds[one.item_id] for one in fused] == [one.seed for one in fused]
+    assert [scores[one.item] for one in fused] == pytest.approx([one.score for one in fused])
+    assert [seeds[one.item] for one in fused] == [one.seed for one in fused]
 
 
 def test_what_was_seen_or_bought_is_left_out_before_the_places_are_dealt() -> None:
@@ -150,7 +150,7 @@ def test_what_was_seen_or_bought_is_left_out_before_the_places_are_dealt() -> No
     everything = Interest([("i1", 0, 1.0)], ["i2", "i3"], ["i4"], ["i5"])
     for found in (one.rank([everything])[0], one.popular([everything])[0]):
         assert len(found) == NUMBER
-        assert not {ranked.item_id for ranked in found} & {"i1", "i2", "i3", "i4", "i5"}
+        assert not {ranked.item for ranked in found} & {"i1", "i2", "i3", "i4", "i5"}
 
 
 def test_a_large_prior_is_popularity() -> None:
@@ -158,7 +158,7 @@ def test_a_large_prior_is_popularity() -> None:
     interest = Interest([("i1", 0, 1.0)])
     ranked, popular = one.rank([interest])[0], one.popular([interest])[0]
     clicks = dict(zip(one.table.ids, one.table.clicks, strict=True))
-    assert [clicks[r.item_id] for r in ranked] == [clicks[r.item_id] for r in popular]
+    assert [clicks[r.item] for r in ranked] == [clicks[r.item] for r in popular]
 
 
 def test_without_a_seed_it_is_popularity_even_where_the_prior_has_no_weight() -> None:
@@ -172,10 +172,10 @@ def test_an_item_without_a_vector_comes_by_its_clicks_alone() -> None:
     one = Retriever(table(), NUMBER)
     interest = Interest([("i1", 0, 1.0)])
     assert one.put("new", True)
-    assert "new" not in [ranked.item_id for ranked in one.rank([interest])[0]]
+    assert "new" not in [ranked.item for ranked in one.rank([interest])[0]]
     one.click([("new", 1_000)] * 10_000)
     (first, *_), (most, *_) = one.rank([interest])[0], one.popular([interest])[0]
-    assert (first.item_id, first.seed, most.item_id) == ("new", None, "new")
+    assert (first.item, first.seed, most.item) == ("new", None, "new")
 
 
 def test_a_new_item_is_found_by_its_vector_and_is_gone_when_it_is_removed() -> None:
@@ -184,14 +184,14 @@ def test_a_new_item_is_found_by_its_vector_and_is_gone_when_it_is_removed() -> N
     one.put("new", True)
     one.place(["new", "never put"], np.stack([one.table.vectors[1], vector(3)]))
     first = one.rank([interest])[0][0]
-    assert (first.item_id, first.seed) == ("new", "i1")
+    assert (first.item, first.seed) == ("new", "i1")
     one.put("new", False)
     assert first not in one.rank([interest])[0]
     one.put("new", True)
     assert one.rank([interest])[0][0] == first
     one.remove("new")
     one.place(["new"], vector(3)[None])
-    assert "new" not in [ranked.item_id for ranked in one.rank([interest])[0]]
+    assert "new" not in [ranked.item for ranked in one.rank([interest])[0]]
     assert one.counts().known == len(KNOWN)
 
 
@@ -263,7 +263,7 @@ def test_the_graph_finds_what_exact_search_finds(
     by_graph, exactly = (one.rank([interest])[0] for one in both)
     assert both[1].graph is None
     assert [r.score for r in by_graph] == pytest.approx([r.score for r in exactly], abs=1e-5)
-    assert {(r.item_id, r.seed) for r in by_graph} == {(r.item_id, r.seed) for r in exactly}
+    assert {(r.item, r.seed) for r in by_graph} == {(r.item, r.seed) for r in exactly}
 
 
 @pytest.mark.parametrize("prior", [0.0, 0.02, 0.3])
@@ -314,7 +314,7 @@ def test_the_graph_is_built_beside_and_takes_over_what_changed_meanwhile(monkeyp
     one.remove("over")
     interest = Interest([("i1", 0, 1.0)])
     exactly = one.rank([interest])
-    assert one.graph is None and exactly[0][0].item_id == "before"
+    assert one.graph is None and exactly[0][0].item == "before"
     may.set()
     assert with_graph(one).rank([interest]) == exactly
 
@@ -330,4 +330,4 @@ def test_a_worn_graph_is_built_anew() -> None:
         time.sleep(0.01)
     assert one.graph is not first and one.graph is not None and one.graph.dead < 30
     one.place(["new"], one.table.vectors[1][None])
-    assert one.rank([Interest([("i1", 0, 1.0)])])[0][0].item_id == "new"
+    assert one.rank([Interest([("i1", 0, 1.0)])])[0][0].item == "new"

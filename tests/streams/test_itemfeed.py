@@ -90,7 +90,7 @@ class Scene:
         self.thread.start()
 
     def found(self) -> list[str]:
-        return [ranked.item_id for ranked in self.retriever.rank([INTEREST])[0]]
+        return [ranked.item for ranked in self.retriever.rank([INTEREST])[0]]
 
     def settled(self) -> "Scene":
         until(lambda: not self.feed.figures().waiting)
@@ -152,7 +152,7 @@ def test_a_record_replaces_all_before(scene: Scene) -> None:
     scene.feed.take_items([item("new")])
     assert "new" not in scene.settled().found()
     scene.retriever.click([("new", NOW)] * 100)
-    assert scene.retriever.popular([INTEREST])[0][0].item_id == "new"
+    assert scene.retriever.popular([INTEREST])[0][0].item == "new"
 
 
 def test_the_same_text_is_encoded_once_and_the_newest_wins(scene: Scene) -> None:

@@ -233,7 +233,7 @@ def test_a_worker_ranks_what_the_trainer_ranks(
         assert len(ranked) == 10 and len(scores) == len(table) - len(set(history))
         np.testing.assert_allclose([one.score for one in ranked], wanted.scores[user][:10], rtol=1e-4, atol=1e-6)
         for one in ranked:
-            assert one.score == pytest.approx(float(scores[one.item_id]), rel=1e-4, abs=1e-6)
+            assert one.score == pytest.approx(float(scores[one.item]), rel=1e-4, abs=1e-6)
 
 
 def test_the_published_model_goes_into_a_bundle(log: Interactions, tmp_path: Path) -> None:
