@@ -28,7 +28,7 @@ from streams.settings import Settings
 from streams.wire import PREDICTIONS, SESSIONS, Session
 from tests.bundle import make_bundle
 from tests.play import metric
-from tests.workers import Worker, children
+from tests.workers import Worker, children, models
 
 PARTITIONS = 4
 GAP_MS, GRACE_MS = 60_000, 10_000  # of event time: so that sessions close soon after the run begins
@@ -124,7 +124,7 @@ def counts(fleet: Fleet) -> dict[str, float]:
 def cpu_of(fleet: Fleet) -> float:
     """CPU seconds of the workers and their models so far."""
     workers = {worker.process.pid for worker in fleet.values()}
-    return sum(cpu_seconds(pid) for worker in workers for pid in (worker, *children(worker)))
+    return sum(cpu_seconds(pid) for worker in workers for pid in (worker, *children(worker), *models(worker)))
 
 
 def forecasts(settings: Settings, bundle: Path, size: int) -> list[float]:

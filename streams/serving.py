@@ -17,7 +17,9 @@ from streams.aside import in_daemon_thread
 from streams.bundles import local
 from streams.following import CHALLENGER, CHAMPION, Following, Named
 from streams.metrics import Metrics
-from streams.modelprocess import ModelProcess, Pace
+from streams.modelprocess import ModelProcess
+from streams.modelserver import Pace
+from streams.nursery import Nursery
 from streams.settings import Settings
 from streams.shadowing import Challenger
 
@@ -92,6 +94,7 @@ class Models:
         self._predict: Predict | None = None
         self._model: ModelProcess | None = None  # that serves
         self._retiring: set[asyncio.Task[None]] = set()
+        self._nursery = Nursery()
 
     async def begin(self) -> Loaded:
         """The champion, or BUNDLE while none is named or it cannot serve; empty without either.
@@ -130,6 +133,7 @@ class Models:
         await self._drop_challenger()
         if self._model is not None:
             await self._model.close()
+        await self._nursery.close()
 
     def _hear(self, named: Named) -> None:
         self._named = named
@@ -192,7 +196,7 @@ class Models:
         return await in_daemon_thread(local, wanted.uri, wanted.digest, cache), wanted.digest
 
     async def _start(self, path: Path, digest: str | None, pace: Pace) -> ModelProcess:
-        model = ModelProcess(self._settings, path, digest, pace)
+        model = ModelProcess(self._settings, path, self._nursery, digest, pace)
         await model.start()
         return model
 

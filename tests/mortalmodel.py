@@ -1,4 +1,4 @@
-"""A model that dies, in the place of a bundle: `python -m tests.mortalmodel` is a child of `streams.modelprocess`.
+"""A model that dies, in the place of a bundle: `python -m tests.mortalmodel` is what `streams.nursery` runs.
 
 The bundle's path is a directory for notes: `version`, and which visits have killed it.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.visit import Forecast, Visit
-from streams import modelprocess
+from streams import modelserver, nursery
 from streams.forecasting import Forecasting
 
 
@@ -46,11 +46,11 @@ class MortalModel:
         return [Forecast(None, [], ["frequencies"], 0.5, 0.25) for _ in visits]
 
 
-def load(setup: modelprocess.Setup) -> Forecasting:
+def load(setup: modelserver.Setup) -> Forecasting:
     """In the place of the bundle."""
     return Forecasting(MortalModel(Path(setup.bundle)), lambda error: False, setup.retries)
 
 
 if __name__ == "__main__":
-    modelprocess.load = load
-    modelprocess.main()
+    modelserver.load = load
+    nursery.nurse((), modelserver.serve)

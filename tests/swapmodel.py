@@ -1,6 +1,6 @@
 """A model that only knows which bundle it is, in the place of the real one, so that a swap takes half a second.
 
-`python -m tests.swapmodel` is a child of `streams.modelprocess`; with arguments it is the command line, whose workers
+`python -m tests.swapmodel` is what `streams.nursery` runs; with arguments it is the command line, whose workers
 have such children. What else the model does stands in the bundle's card.
 """
 
@@ -13,7 +13,7 @@ from models.config import CARD
 from models.manifest import verify
 from models.routing import router_digest
 from models.visit import Forecast, Visit
-from streams import modelprocess
+from streams import modelserver, nursery
 from streams.forecasting import Forecasting
 
 SLOW, HANGING, DYING = "slow to load", "hangs", "dies"
@@ -46,7 +46,7 @@ class SwapModel:
         return Forecast(None, [(page, 0.5) for page in dict.fromkeys(visit.sessions[-1])], [maker], 0.25, 0.125)
 
 
-def load(setup: modelprocess.Setup) -> Forecasting:
+def load(setup: modelserver.Setup) -> Forecasting:
     """In the place of the bundle."""
     model = SwapModel(Path(setup.bundle))
     if SLOW in model.card:
@@ -58,8 +58,8 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         from streams.cli import main
 
-        modelprocess.MODULE = "tests.swapmodel"
+        nursery.MODULE = "tests.swapmodel"
         main()
     else:
-        modelprocess.load = load
-        modelprocess.main()
+        modelserver.load = load
+        nursery.nurse((), modelserver.serve)

@@ -21,8 +21,8 @@ from tests.traffic import Publisher, Traffic, closing
 from tests.workers import Fleet, Worker
 
 WORKER = ("tests.swapmodel", "worker")
-CHUNK, CHUNK_SECONDS = 20, 0.05  # so at most 400 events a second
-PATIENCE_S = 300.0
+CHUNK, CHUNK_SECONDS = 6, 0.05  # so at most 120 events a second
+PATIENCE_S = 120.0
 
 
 def variant(bundle: Path, directory: Path, card: str) -> Path:

@@ -82,7 +82,7 @@ class Worker:
 
     def kill_model(self) -> None:
         """SIGKILL to the process of its model."""
-        (model,) = children(self.process.pid)
+        (model,) = models(self.process.pid)
         os.kill(model, signal.SIGKILL)
 
     def freeze(self) -> None:
@@ -187,6 +187,11 @@ def children(pid: int) -> list[int]:
     """Processes that a process has started and that still run."""
     lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(child) for line in lists for child in line.split()]
+
+
+def models(pid: int) -> list[int]:
+    """The processes of a worker's models, which are the children of its nursery."""
+    return [model for nursery in children(pid) for model in children(nursery)]
 
 
 def alive(pid: int) -> bool:

@@ -10,7 +10,7 @@ from streams.settings import Settings
 from streams.topics import specs
 from tests.play import Fault, metric, play
 from tests.traffic import Traffic
-from tests.workers import Fleet, Worker, alive, children
+from tests.workers import Fleet, Worker, alive, models
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_from_click_to_score(tiny_bundle: Path, tmp_path: Path) -> None:
             assert not outcome.faults, "\n".join(outcome.faults[:10]) + worker.tail()
             assert outcome.ledger.scores and not fleet.ended
             assert metric(worker, "browsecast_model_failures_total", kind="died") == 1
-            (model,) = children(worker.process.pid)
+            (model,) = models(worker.process.pid)
             worker.terminate()
             assert worker.wait(20) == 0
             assert not alive(model)

@@ -15,9 +15,10 @@ import torch
 
 from models.bundle import load_bundle
 from models.visit import Visit
-from streams import modelprocess
+from streams import nursery
 from streams.errors import ModelLost, ModelRefused
 from streams.modelprocess import DEATHS, ModelProcess
+from streams.nursery import Nursery
 from streams.settings import Settings
 from tests.workers import ROOT, alive, children
 
@@ -25,12 +26,13 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from models.visit import Visit
-from streams import modelprocess
+from streams import nursery
+from streams.modelprocess import ModelProcess
 from streams.settings import Settings
 
 async def main():
-    modelprocess.MODULE = "tests.mortalmodel"
-    model = modelprocess.ModelProcess(Settings(), Path(sys.argv[1]))
+    nursery.MODULE = "tests.mortalmodel"
+    model = ModelProcess(Settings(), Path(sys.argv[1]), nursery.Nursery())
     await model.start()
     asking = asyncio.create_task(model.answer([Visit(sys.argv[2], [["home"]])]))
     await asyncio.sleep(0.2)
@@ -44,7 +46,7 @@ asyncio.run(main())
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of a mortal model in the place of a bundle."""
-    monkeypatch.setattr(modelprocess, "MODULE", "tests.mortalmodel")
+    monkeypatch.setattr(nursery, "MODULE", "tests.mortalmodel")
     (tmp_path / "version").write_text("v1")
     return tmp_path
 
@@ -52,12 +54,14 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @asynccontextmanager
 async def started(bundle: Path, settings: Settings | None = None) -> AsyncIterator[ModelProcess]:
     """A model's process that ends with the test."""
-    model = ModelProcess(settings or Settings(), bundle)
+    home = Nursery()
+    model = ModelProcess(settings or Settings(), bundle, home)
     try:
         await model.start()
         yield model
     finally:
         await model.close()
+        await home.close()
 
 
 def visits(*seeds: str) -> list[Visit]:
@@ -146,7 +150,7 @@ async def test_another_bundle_in_its_place_is_refused(notes: Path) -> None:
 
 
 async def test_a_child_that_cannot_even_start(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelprocess, "MODULE", "tests.no_such_module")
+    monkeypatch.setattr(nursery, "MODULE", "tests.no_such_module")
     with pytest.raises(ModelLost, match="ended with 1 while it loaded"):
         async with started(notes):
             pass
@@ -183,9 +187,14 @@ def test_it_ends_with_its_worker(notes: Path, seed: str) -> None:
 
 
 async def test_close_ends_it(notes: Path) -> None:
-    model = ModelProcess(Settings(), notes)
+    before = set(children(os.getpid()))  # the broker of other tests may be among them
+    home = Nursery()
+    model = ModelProcess(Settings(), notes, home)
     await model.start()
-    pid = model.pid or 0
+    (nursery_pid,), pid = set(children(os.getpid())) - before, model.pid or 0
     await model.close()
     assert gone(pid) and model.pid is None
     await model.close()
+    await home.close()
+    assert gone(nursery_pid)
+    await home.close()

@@ -12,7 +12,7 @@ from tests.play import Outcome, metric
 from tests.swapmodel import DYING, HANGING, SLOW
 from tests.swapping import WORKER, digest, name, play_on, shows, until, variant
 from tests.traffic import Traffic
-from tests.workers import Fleet, Worker, children
+from tests.workers import Fleet, Worker, models
 
 SWAPS = 100
 KIB_FLAT = 4 * 1024  # of the worker's memory over 80 swaps
@@ -85,7 +85,7 @@ def test_a_hundred_swaps_under_load(settings: Settings, bundles: list[Path], tmp
         check(outcome, worker)
         assert set(makers(outcome)) == {digest(bundle) for bundle in bundles}
         print(f"{SWAPS} swaps, {sum(makers(outcome).values())} predictions, KiB {sizes[::10]}")
-        assert not fleet.ended and len(children(worker.process.pid)) == 1
+        assert not fleet.ended and len(models(worker.process.pid)) == 1
         assert metric(worker, "browsecast_model_loaded") == 1
         for one in fleet.workers:
             assert metric(one, "browsecast_models_refused_total") == 0
@@ -140,5 +140,5 @@ def test_what_loads_or_challenges_beside_the_champion_delays_and_harms_nothing(
         assert set(makers(outcome)) == {digest(first), digest(slow)}
         shadows = Counter(one["shadow"]["model_digest"] for one in outcome.ledger.predictions if one["shadow"])
         assert set(shadows) == {digest(slow)}  # the others answered nothing
-        assert not fleet.ended and len(children(worker.process.pid)) == 1
+        assert not fleet.ended and len(models(worker.process.pid)) == 1
         assert metric(worker, "browsecast_challenger_loaded") == 0

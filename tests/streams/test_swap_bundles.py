@@ -21,7 +21,7 @@ from tests import damage
 from tests.play import Outcome, metric
 from tests.swapping import digest, name, play_on, shows, until, variant
 from tests.traffic import Traffic
-from tests.workers import Fleet, Worker, children
+from tests.workers import Fleet, Worker, models
 
 SAMPLE = 40  # predictions of each model that are made again
 # Somebody gave the damaged files right digests; then only a look at what they hold can tell.
@@ -112,10 +112,15 @@ def test_real_bundles_take_over_and_damaged_ones_are_refused(
         (worker,) = fleet.workers
         worker.wait_ready()
 
+        def predicted() -> float:
+            return metric(worker, "browsecast_predictions_total")
+
         def steps() -> Iterator[None]:
+            yield from shows(worker, SAMPLE, "predictions_total")
             for number, bundle in enumerate(good, 1):
                 name(settings, "champion", bundle)
                 yield from shows(worker, number, "model_swaps_total")
+                yield from shows(worker, predicted() + SAMPLE, "predictions_total")
             for number, (harm, signed, bundle) in enumerate(bad, 1):
                 if signed:
                     harm(bundle)
@@ -129,23 +134,22 @@ def test_real_bundles_take_over_and_damaged_ones_are_refused(
                 yield from until(bundle.as_uri() in refused(worker) for _ in iter(int, 1))
                 assert metric(worker, "browsecast_models_refused_total", alias="champion") >= number
                 assert metric(worker, "browsecast_model_loaded", digest=digest(good[-1])) == 1
-            before = metric(worker, "browsecast_predictions_total")
             name(settings, "challenger", bad[-2][2])  # not what `champion` names: that one was promoted, not tried
             yield from shows(worker, 1, "models_refused_total", alias="challenger")
             assert metric(worker, "browsecast_challenger_loaded") == 0
-            yield from shows(worker, before + 20, "predictions_total")
+            yield from shows(worker, predicted() + SAMPLE, "predictions_total")
             name(settings, "champion", good[0])
             yield from shows(worker, len(good) + 1, "model_swaps_total")
 
         outcome = play_on(settings, fleet, Traffic(seed=47, events=100_000, users=1_000), steps())
         assert not outcome.faults, "\n".join(outcome.faults[:10]) + worker.tail()
-        assert not fleet.ended and len(children(worker.process.pid)) == 1
+        assert not fleet.ended and len(models(worker.process.pid)) == 1
         assert refused(worker) == {bundle.as_uri() for _, _, bundle in bad}
-    models = {digest(bundle): load_bundle(bundle, "cpu") for bundle in (tiny_bundle, *good)}
-    assert not (wrong := prediction_faults(outcome, models)), wrong[:5]
+    loaded = {digest(bundle): load_bundle(bundle, "cpu") for bundle in (tiny_bundle, *good)}
+    assert not (wrong := prediction_faults(outcome, loaded)), wrong[:5]
     assert not (wrong := routing_faults(outcome, [tiny_bundle, *good])), wrong[:5]
     routed = {session["context"]["routing"]["digest"] for session in outcome.ledger.sessions}
-    assert routed == {model.router_digest for model in models.values()} and len(routed) == 3
+    assert routed == {model.router_digest for model in loaded.values()} and len(routed) == 3
     assert not any(one["fallback"] for one in outcome.ledger.predictions)
     makers = Counter(one["model_digest"] for one in outcome.ledger.predictions)
     print(f"{len(good) + 1} swaps, {len(bad)} refusals, predictions by model {list(makers.values())}")
