@@ -16,6 +16,7 @@ POLL_S = 0.2
 METADATA_S = 10.0
 SILENCE_S = 60.0
 MAX_FETCH_BYTES = 16 << 20
+AT_END_MS = 10  # the broker tells of an end only when it has waited so long for more
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def consumer(settings: Settings, **config: Any) -> Iterator[Any]:
 
 def until_end(settings: Settings, topic: str, partitions: Iterable[int] | None = None) -> Iterator[Any]:
     """Every committed record of the topic (its full name) that is there now; WrongTopics if there is no such topic."""
-    with consumer(settings, enable_partition_eof=True) as reader:
+    with consumer(settings, enable_partition_eof=True, fetch_wait_max_ms=AT_END_MS) as reader:
         there = partitions_of(reader, topic, settings)
         unfinished = set(there if partitions is None else partitions)
         if not unfinished <= set(there):
