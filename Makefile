@@ -34,7 +34,7 @@ rooms: $(VENV)/.installed-dev ## which room may import which
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.installed-dev ## the tests alone (ARGS="-k sessions")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m tests $(ARGS)
 
 bench: $(VENV)/.installed-dev .venv-bench/.installed ## benchmarks, one JSON line each (ARGS="--bootstrap-servers HOST:PORT")
 	$(BIN)/python -m benchmarks.step

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from streams import topics
 from streams.settings import Settings
-from tests.kafka import create_topics, open_kafka
+from tests.kafka import open_kafka
 
 _runs = itertools.count()
 
@@ -49,7 +50,7 @@ def deployment(bootstrap_servers: str, directory: Path, **changes: Any) -> Setti
         clock="log",
         **changes,
     )
-    create_topics(settings)
+    topics.create(settings)
     return settings
 
 

@@ -60,8 +60,8 @@ class ScoreShard:
         return outputs, self.pairing.changes()
 
     def urgent(self) -> bool:
-        """A score should not wait."""
-        return bool(self._outputs)
+        """A score may wait for the next transaction: nobody acts on it at once."""
+        return False
 
     def written(self) -> None:
         """Memory may let go."""
