@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
@@ -22,7 +23,7 @@ def local(uri: str, digest: str, cache: Path) -> Path:
     except (ImportError, ValueError) as error:
         raise BundleRefused(uri, MANIFEST, str(error), "Install the fsspec package of that storage.") from None
     if isinstance(storage, LocalFileSystem):
-        return _checked(Path(place), digest)
+        return _checked(Path(place if Path(place).exists() else unquote(place)), digest)
     copy = cache / digest.removeprefix("sha256:")
     if copy.is_dir():
         try:

@@ -448,7 +448,13 @@ def _trainer(settings: "Settings", recipe: Path | None) -> "tuple[ServiceOptions
         flush_sessions=s.archive_flush_sessions,
         upkeep=Upkeep(s.archive_retention_days, s.archive_forget_ms),
         refresh=refresh,
-        rules=Rules(),
+        rules=Rules(
+            alpha=s.judge_alpha,
+            brier_margin=s.judge_margin,
+            most_sessions=s.judge_sessions,
+            visitor_sessions=s.judge_visitor_sessions,
+            fall_alpha=s.judge_fall_alpha,
+        ),
     )
     cache = s.trainer_dir / "bundles"
     connections = Connections(

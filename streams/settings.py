@@ -100,6 +100,11 @@ class Settings(BaseSettings):
     window_days: int = Field(30, ge=1, description="a refresh learns from the sessions of so many days")
     judged_share: float = Field(0.2, gt=0.0, lt=1.0, description="of the new sessions, the latest judge the candidate")
     judged_users: int = Field(2_000, ge=1, description="most visitors that judge a candidate")
+    judge_alpha: float = Field(0.05, gt=0.0, lt=1.0, description="a challenger no better wins with this probability")
+    judge_margin: float = Field(0.01, gt=0.0, lt=1.0, description="it may lose less than this of a Brier score")
+    judge_sessions: int = Field(20_000, ge=1, description="a challenger not shown to be better goes after these")
+    judge_visitor_sessions: int = Field(20, ge=1, description="later sessions of a visitor do not count in a trial")
+    judge_fall_alpha: float = Field(0.01, gt=0.0, lt=1.0, description="a sound champion falls with this probability")
 
     # Worker
     state_dir: Path = Field(Path("state"), description="where RocksDB keeps the workers' state")

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from streams import cli, rejected, users, wire
 from streams.partitioner import partition_of
-from streams.settings import Settings
+from streams.settings import DAY_MS, Settings
+from trainer.trial import Rules
 
 NOWHERE = "127.0.0.1:1"
 ROOT = Path(__file__).parents[2]
@@ -214,3 +215,11 @@ def _records(settings: Settings, topic: str, count: int) -> list[tuple[bytes | N
 
 def _base64(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()
+
+
+def test_the_judge_s_rules_and_the_refresh_are_settings() -> None:
+    given = Settings(judge_alpha=0.2, judge_margin=0.03, judge_sessions=7, judge_visitor_sessions=5,
+                     judge_fall_alpha=0.4, refresh_margin=0.5, window_days=3)  # fmt: skip
+    options, _ = cli._trainer(given, None)
+    assert options.rules == Rules(0.2, 0.03, 7, 5, 0.4)
+    assert (options.refresh.margin, options.refresh.window_ms) == (0.5, 3 * DAY_MS)

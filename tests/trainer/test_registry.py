@@ -95,6 +95,16 @@ def bundles_path(ref: ModelRef, tmp_path: Path) -> Path:
     return first
 
 
+@pytest.mark.parametrize("encoded", [True, False])
+def test_an_address_may_have_blanks_and_accents_in_it(encoded: bool, versions: list[Path], tmp_path: Path) -> None:
+    place = tmp_path / "the shop's café"
+    ref = Registry(str(place)).publish(versions[0])
+    (bundle,) = (path for path in place.iterdir() if path.is_dir())
+    uri = bundle.as_uri() if encoded else ref.uri
+    assert ("%20" in uri) == encoded
+    assert bundles.local(uri, ref.digest, tmp_path / "cache") == bundle
+
+
 def test_a_worker_s_copy_that_went_bad_is_fetched_again(bucket: str, versions: list[Path], tmp_path: Path) -> None:
     ref = Registry(bucket).publish(versions[0])
     copy = bundles_path(ref, tmp_path)
