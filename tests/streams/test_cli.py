@@ -11,7 +11,7 @@ import typer.main
 from kafka import KafkaConsumer, KafkaProducer
 from typer.testing import CliRunner
 
-from streams import cli, rejected, users, wire
+from streams import cli, modelcli, rejected, users, wire
 from streams.partitioner import partition_of
 from streams.settings import DAY_MS, Settings
 from trainer.trial import Rules
@@ -220,6 +220,6 @@ def _base64(value: bytes | None) -> str | None:
 def test_the_judge_s_rules_and_the_refresh_are_settings() -> None:
     given = Settings(judge_alpha=0.2, judge_margin=0.03, judge_sessions=7, judge_visitor_sessions=5,
                      judge_fall_alpha=0.4, refresh_margin=0.5, window_days=3)  # fmt: skip
-    options, _ = cli._trainer(given, None)
+    options, _ = modelcli.options_of(given, None)
     assert options.rules == Rules(0.2, 0.03, 7, 5, 0.4)
     assert (options.refresh.margin, options.refresh.window_ms) == (0.5, 3 * DAY_MS)
