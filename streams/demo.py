@@ -39,10 +39,12 @@ TRAINING: dict[str, Any] = {
     "minutes": 4.0,
     "seed": SEED,
 }
-# Log losses of 300 visitors are known to a fifth of their size, so a finer margin would refuse every candidate. The
-# challenger predicts for all and is waited for, so that the judge soon has sessions enough.
+# Log losses of 300 visitors are known to a fifth of their size, Brier scores of their sessions hardly better: finer
+# margins refuse every candidate. The challenger predicts for all and is waited for, so that the judge soon has sessions
+# enough.
 TRIAL: dict[str, Any] = {
-    "refresh_margin": 0.25, "shadow_share": 1.0, "shadow_wait_ms": 10_000, "archive_flush_ms": 1_000,
+    "refresh_margin": 0.25, "judge_margin": 0.05, "shadow_share": 1.0, "shadow_wait_ms": 10_000,
+    "archive_flush_ms": 1_000,
 }  # fmt: skip
 REFRESH_SHARE = 0.95  # of the sessions before SEEN: so many make a refresh due
 # The in-process broker keeps 5 MiB a partition, so the log waits for the worker.
