@@ -9,14 +9,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from streams import topics
 from streams.settings import Settings
-from tests.kafka import open_kafka
+from tests.kafka import BRIEF, LASTING, open_kafka
 
 _runs = itertools.count()
 
@@ -29,12 +29,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def broker(bootstrap_servers: str | None) -> Iterator[str]:
-    """HOST:PORT of the given broker, or of one that is started and stopped here. Raises `tests.kafka.Unavailable`."""
+def broker(bootstrap_servers: str | None, jvm: Sequence[str] = BRIEF) -> Iterator[str]:
+    """HOST:PORT of the given broker, or of one that is started and stopped here. Raises `tests.kafka.Unavailable`.
+
+    With `LASTING` its compiler optimises as that of a broker which runs for days, but needs a minute of work for it.
+    """
     if bootstrap_servers is not None:
         yield bootstrap_servers
         return
-    kafka = open_kafka()
+    kafka = open_kafka(jvm)
     try:
         yield kafka.bootstrap_servers
     finally:
@@ -58,7 +61,7 @@ def main() -> None:
     """Start a broker, print its address, and stop it on SIGINT or SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    with broker(None) as bootstrap_servers:
+    with broker(None, LASTING) as bootstrap_servers:
         print(bootstrap_servers, flush=True)
         while True:
             signal.pause()

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,8 @@ POM = """<project><modelVersion>4.0.0</modelVersion><groupId>browsecast</groupId
 </dependency></dependencies></project>
 """
 # A broker that lives for a minute on two cores spends more on its optimising compiler than that gives back.
-JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+BRIEF = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+LASTING = ("-Xms1g", "-Xmx1g", "-XX:+UseSerialGC")
 # What a single node needs: internal topics without replicas and few partitions, no waiting for a group's first members,
 # a cleaner that works at once, and no deletion by time, since the tests' events are years old.
 NODE = {
@@ -73,15 +74,16 @@ class Kafka(Protocol):
 class JarKafka:
     """Apache Kafka in KRaft mode as a Java process of this machine."""
 
-    def __init__(self, heap_mb: int = 512, secure: Mapping[str, str] | None = None) -> None:
+    def __init__(self, jvm: Sequence[str] = BRIEF, secure: Mapping[str, str] | None = None) -> None:
         """Fetch the jars if need be and choose free ports. Raises `Unavailable` without Java 17 or Maven.
 
-        `secure` are the settings of a second listener, SECURE, that asks for TLS and SASL, at `secure_servers`.
+        `jvm` are Java's options, `secure` those of a second listener, SECURE, that asks for TLS and SASL, at
+        `secure_servers`.
         """
         self._libraries = _jars()
         self._java = shutil.which("java") or "java"
         self._directory = Path(tempfile.mkdtemp(prefix="browsecast-kafka-"))
-        self._heap = f"-Xmx{heap_mb}m"
+        self._jvm = jvm
         self._process: subprocess.Popen[bytes] | None = None
         client, controller, secured = _free_ports(3)
         self.bootstrap_servers, self.secure_servers = f"127.0.0.1:{client}", f"127.0.0.1:{secured}"
@@ -112,7 +114,7 @@ class JarKafka:
         if self._process is not None and self._process.poll() is None:
             return
         with (self._directory / "broker.log").open("ab") as log:
-            command = [self._java, *JVM, self._heap, "-cp", self._classpath]
+            command = [self._java, *self._jvm, "-cp", self._classpath]
             self._process = subprocess.Popen([*command, "kafka.Kafka", str(self._config)], stdout=log, stderr=log)
         wait_until_up(self.bootstrap_servers, self._process, self._directory / "broker.log")
 
@@ -142,7 +144,7 @@ class JarKafka:
 
     def _run_tool(self, name: str, *arguments: str) -> None:
         done = subprocess.run(
-            [self._java, *JVM, "-cp", self._classpath, name, *arguments], capture_output=True, text=True, check=False
+            [self._java, *BRIEF, "-cp", self._classpath, name, *arguments], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise Unavailable(f"{name} failed (is Java 17 or later first on the path?): {done.stderr[-500:]}")
@@ -195,12 +197,13 @@ class DockerKafka:
         wait_until_up(self.bootstrap_servers)
 
 
-def open_kafka() -> Kafka:
-    """A started broker, from Docker or from the jars. Raises `Unavailable` with both reasons."""
+def open_kafka(jvm: Sequence[str] = BRIEF) -> Kafka:
+    """A started broker, from Docker or from the jars with these options. Raises `Unavailable` with both reasons."""
     reasons = []
-    for kind in (DockerKafka, JarKafka):
+    kinds: tuple[Callable[[], Kafka], ...] = (DockerKafka, lambda: JarKafka(jvm))
+    for kind in kinds:
         try:
-            kafka: Kafka = kind()
+            kafka = kind()
         except Unavailable as error:
             reasons.append(str(error))
             continue
