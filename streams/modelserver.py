@@ -132,17 +132,23 @@ def load(setup: Setup) -> Forecasting:
 
 def _read_on(requests: BinaryIO, asked: "queue.SimpleQueue[bytes]") -> None:
     """In a thread, so that the end of the worker ends a forecast under way, too."""
-    while (frame := _read(requests)) is not None:
-        asked.put(frame)
-    os._exit(0)
+    try:
+        while (frame := _read(requests)) is not None:
+            asked.put(frame)
+    finally:
+        os._exit(0)
 
 
 def _read(file: BinaryIO) -> bytes | None:
-    head = file.read(LENGTH.size)
-    if len(head) < LENGTH.size:
+    """The next frame; None at the end, which a worker that was killed before it had read all makes an error."""
+    try:
+        head = file.read(LENGTH.size)
+        if len(head) < LENGTH.size:
+            return None
+        (size,) = LENGTH.unpack(head)
+        frame = file.read(size)
+    except ConnectionError:
         return None
-    (size,) = LENGTH.unpack(head)
-    frame = file.read(size)
     return frame if len(frame) == size else None
 
 

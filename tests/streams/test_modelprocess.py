@@ -23,7 +23,7 @@ from streams.settings import Settings
 from tests.workers import ROOT, alive, children
 
 PARENT = """
-import asyncio, sys
+import asyncio, sys, time
 from pathlib import Path
 from models.visit import Visit
 from streams import nursery
@@ -35,9 +35,9 @@ async def main():
     model = ModelProcess(Settings(), Path(sys.argv[1]), nursery.Nursery())
     await model.start()
     asking = asyncio.create_task(model.answer([Visit(sys.argv[2], [["home"]])]))
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0 if sys.argv[3] == "deaf" else 0.2)
     print(model.pid, flush=True)
-    await asyncio.sleep(60)
+    time.sleep(60)
 
 asyncio.run(main())
 """
@@ -173,14 +173,16 @@ async def test_the_event_loop_runs_on_while_the_model_works(notes: Path) -> None
         await asyncio.wait([asking])
 
 
-@pytest.mark.parametrize("seed", ["a", "slow"], ids=["idle", "at work"])
-def test_it_ends_with_its_worker(notes: Path, seed: str) -> None:
-    command = [sys.executable, "-c", PARENT, str(notes), seed]
+@pytest.mark.parametrize(("seed", "how"), [("a", "idle"), ("slow", "at work"), ("a", "deaf")])
+def test_it_ends_with_its_worker(notes: Path, seed: str, how: str) -> None:
+    """Also with one that is killed before it has read the last answer: then its end is an error to the model."""
+    command = [sys.executable, "-c", PARENT, str(notes), seed, how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as parent:
         try:
             assert parent.stdout is not None
             pid = int(parent.stdout.readline())
             assert alive(pid)
+            time.sleep(0.5)  # for the answer that nobody reads
         finally:
             parent.kill()
     assert gone(pid)
