@@ -27,6 +27,7 @@ EXIT_S = 2.0  # from the end of the nursery's connection to its own
 _BORN = 257
 _TOLD = struct.Struct("<ii")  # a pid, and its exit code or _BORN
 
+_Birth = tuple[int, asyncio.Future[int]]  # a pid, and what gets its exit code
 Run = Callable[[BinaryIO, BinaryIO], object]  # a process's whole life: its input and its output
 
 
@@ -60,8 +61,8 @@ class Nursery:
         self._control: socket.socket | None = None
         self._life: asyncio.Task[None] | None = None
         self._asking = asyncio.Lock()
-        self._births: deque[asyncio.Future[int]] = deque()  # in the order in which they were asked for
-        self._ends: dict[int, asyncio.Future[int]] = {}
+        self._births: deque[asyncio.Future[_Birth]] = deque()  # in the order in which they were asked for
+        self._ends: dict[int, asyncio.Future[int]] = {}  # of those that live
 
     async def birth(self) -> Child:
         """Another process; the first one has to wait for the imports. Raises Stillborn."""
@@ -69,18 +70,18 @@ class Nursery:
             ours, theirs = socket.socketpair()
             try:
                 control = await self._running()
-                born: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+                born: asyncio.Future[_Birth] = asyncio.get_running_loop().create_future()
                 self._births.append(born)
                 with contextlib.suppress(OSError):  # it is on its way out, and what it ended with is told below
                     socket.send_fds(control, [b"\0"], [theirs.fileno()])
-                pid = await born
+                pid, ended = await born
                 reader, writer = await asyncio.open_connection(sock=ours)
             except BaseException:
                 ours.close()
                 raise
             finally:
                 theirs.close()
-            return Child(pid, reader, writer, self._ends[pid])
+            return Child(pid, reader, writer, ended)
 
     async def close(self) -> None:
         """End it. Its children must have been ended before."""
@@ -128,9 +129,9 @@ class Nursery:
         if code == _BORN:
             self._ends[pid] = asyncio.get_running_loop().create_future()
             if not (born := self._births.popleft()).done():  # else nobody wants it any more, and it hears so
-                born.set_result(pid)
-        elif (ended := self._ends.pop(pid, None)) is not None:
-            ended.set_result(code)
+                born.set_result((pid, self._ends[pid]))
+        else:
+            self._ends.pop(pid).set_result(code)
 
 
 # ---------------------------------------------------------------- the nursery's side

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,22 @@ async def test_each_end_is_told_to_whom_it_concerns(home: Nursery) -> None:
     left.writer.close()  # its input ends, and so does it
     assert await asyncio.wait_for(left.ended, 10) == 0
     await killed.kill()
+
+
+async def test_one_that_ends_as_soon_as_it_is_born_is_told_too(home: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, ended = asyncio.open_connection, asyncio.Event()
+
+    async def slow(**given: Any) -> Any:
+        os.kill(children(home_pid)[0], signal.SIGKILL)
+        await ended.wait()
+        return await connect(**given)
+
+    home_pid = await nursery_of(home)
+    monkeypatch.setattr(asyncio, "open_connection", slow)
+    asyncio.get_running_loop().call_later(0.5, ended.set)
+    child = await home.birth()
+    assert child.ended.done() and await child.ended == -signal.SIGKILL
+    await child.kill()
 
 
 async def test_many_at_once_are_born_and_end(home: Nursery) -> None:
