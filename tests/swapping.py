@@ -21,7 +21,7 @@ from tests.traffic import Publisher, Traffic, closing
 from tests.workers import Fleet, Worker
 
 WORKER = ("tests.swapmodel", "worker")
-CHUNK, CHUNK_SECONDS = 6, 0.05  # so at most 120 events a second
+CHUNK, CHUNK_SECONDS = 20, 0.05  # so at most 400 events a second
 PATIENCE_S = 120.0
 
 
