@@ -29,11 +29,14 @@ class Choice:
 class AdaptedLinear(nn.Linear):
     """A linear layer with a low-rank addition for each cluster: `A` (K, rank, in) and `B` (K, out, rank)."""
 
-    def __init__(self, layer: nn.Linear, clusters: int, rank: int, scale: float, choice: Choice) -> None:
+    def __init__(
+        self, layer: nn.Linear, clusters: int, rank: int, scale: float, choice: Choice, dropout: float
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.scale, self.choice = (
             layer.in_features, layer.out_features, scale, choice,
         )  # fmt: skip
+        self.dropout = dropout
         self.weight, self.bias = layer.weight, layer.bias
         self.A = nn.Parameter(self.weight.new_empty(clusters, rank, layer.in_features))
         self.B = nn.Parameter(self.weight.new_zeros(clusters, layer.out_features, rank))
@@ -47,6 +50,7 @@ class AdaptedLinear(nn.Linear):
         if chosen is None:
             return out
         a, b = self.A[chosen], self.B[chosen]
+        x = nn.functional.dropout(x, self.dropout, self.training)  # of the addition alone
         if isinstance(chosen, int):
             return out + self.scale * (x @ a.T) @ b.T
         rows = x.reshape(len(chosen), -1, self.in_features)
@@ -61,13 +65,16 @@ class AdaptedLinear(nn.Linear):
 class Adapters(nn.Module):
     """A trunk with adapters for K clusters. The trunk is changed in place; outside `using` it computes as before."""
 
-    def __init__(self, trunk: PreTrainedModel, clusters: int, rank: int = RANK, alpha: float = ALPHA) -> None:
+    def __init__(
+        self, trunk: PreTrainedModel, clusters: int, rank: int = RANK, alpha: float = ALPHA, dropout: float = 0.0
+    ) -> None:
+        """`dropout`: of what goes into the adapters, in training."""
         super().__init__()
         self.trunk, self.clusters, self.scale = trunk, clusters, alpha / rank
         self.choice = Choice()
         for name in linear_names(trunk):
             layer = trunk.get_submodule(name)
-            trunk.set_submodule(name, AdaptedLinear(layer, clusters, rank, self.scale, self.choice))
+            trunk.set_submodule(name, AdaptedLinear(layer, clusters, rank, self.scale, self.choice, dropout))
 
     @contextmanager
     def using(self, clusters: int | Tensor) -> Iterator[PreTrainedModel]:
@@ -83,10 +90,13 @@ class Adapters(nn.Module):
         with self.using(clusters) as trunk:
             return trunk(**inputs)
 
-    def freeze(self) -> None:
-        """Only the adapters learn from here on."""
+    def freeze(self, embeddings: bool = True) -> None:
+        """Only the adapters learn from here on; without `embeddings`, which are then new, those of pages, too."""
         for name, parameter in self.trunk.named_parameters():
             parameter.requires_grad_(is_adapter(name))
+        if not embeddings:
+            for layer in (self.trunk.get_input_embeddings(), self.trunk.get_output_embeddings()):
+                layer.weight.requires_grad_(True)
 
     def merge(self, cluster: int) -> PreTrainedModel:
         """Cluster's own model, in the trunk's form: what it computes costs nothing more than the trunk."""

@@ -16,7 +16,7 @@ from trainer import fit
 from trainer.contenders import KMEANS_LMS, LARGE_LM, SMALL_LM
 from trainer.corpus import Corpus
 from trainer.errors import TrainingError
-from trainer.options import TrainOptions
+from trainer.options import TABLE_16, TrainOptions
 from trainer.predictors import new_model
 
 LARGE_DROPOUT = 0.1
@@ -40,8 +40,8 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
 
     The single models see every user in one schedule as long as all phases of the bundle together: as many tokens as
     all its predictors have seen. The small one has the size of one predictor (matched compute); the large one at least
-    the parameters of all of them (HeTLM, section 1.8). Left out are a large model beside pretrained ones, which cannot
-    be widened, and K-means beside a bundle that is nothing else.
+    the parameters of all of them (HeTLM, section 1.8). Beside pretrained models, which cannot be widened, it is the one
+    that `large` names, tuned by adapters (Table 16), or none. K-means is left out beside a bundle that is nothing else.
     """
     if options.mode == "paper":
         shared = clusters if options.paper.critic == "soft" else 1  # a soft critic shows every predictor every session
@@ -61,6 +61,10 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
             hidden_size=width,
             lr=options.lr * (options.hidden_size / width) ** 0.5,  # the wider, the smaller (hetlm_findings, section 7)
             dropout=max(options.dropout, LARGE_DROPOUT) if width >= 2 * options.hidden_size else options.dropout,
+        )
+    elif options.large is not None:
+        controls[LARGE_LM] = dataclasses.replace(
+            single, backend="lora", pretrained=options.large, large=None, fine_tune_epochs=0, **TABLE_16
         )
     if options.mode != "kmeans":
         controls[KMEANS_LMS] = kmeans

@@ -20,7 +20,7 @@ from trainer.likelihood import Learner, nats
 from trainer.windows import Layout, batch_count, batches, draw_clusters, lay_out, pack
 
 BETAS = (0.9, 0.98)
-WARM_UP = 0.05  # share of the steps
+WARM_UP = 0.05  # share of the steps, unless a phase says how many
 FLOOR = 0.05  # share of the rate that is left at the end of the cosine
 CLIP = 1.0
 
@@ -51,6 +51,7 @@ class Phase:
     posterior: np.ndarray | None = None
     accumulate: int = 1  # batches a step
     packing: bool = True  # windows share rows, so batches are of any lengths; else of similar ones
+    warm_up: int | None = None  # steps
 
 
 def descend(model: Learner, phase: Phase, run: Run, device: torch.device, progress: Any = None) -> float:
@@ -120,7 +121,7 @@ class _Descent:
     def step(self, rows: np.ndarray, clusters: np.ndarray | None, epoch: int) -> int:
         """One update on these rows; returns the number of tokens that were predicted."""
         phase, position = self.phase, self.position
-        rate = phase.lr * schedule(position.step, self.total)
+        rate = phase.lr * schedule(position.step, self.total, phase.warm_up)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         started = time.perf_counter()
@@ -222,9 +223,9 @@ def gradients(model: Learner) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def schedule(step: int, total: int) -> float:
-    """Linear warm-up over the first 5 % of the steps, then a cosine down to 5 %."""
-    warm = max(1, round(WARM_UP * total))
+def schedule(step: int, total: int, warm_up: int | None = None) -> float:
+    """Linear warm-up over so many steps, or 5 % of them, then a cosine down to 5 %."""
+    warm = max(1, round(WARM_UP * total) if warm_up is None else min(warm_up, total))
     if step < warm:
         return (step + 1) / warm
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

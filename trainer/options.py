@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from models.adapters import ALPHA, RANK
 from models.config import Backend, Mode
 from models.language_model import ARCHITECTURES
 from trainer.errors import TrainingError
@@ -19,6 +20,14 @@ FEWEST_HISTORY = 8  # tokens of the context that max_pages must leave
 TABLE_14: dict[str, Any] = {
     "epochs": 100, "batch": 32, "accumulate": 4, "lr": 1e-5, "weight_decay": 0.01, "validation_share": 0.05,
     "context_tokens": 512,
+}  # fmt: skip
+
+# A large pretrained model, tuned by low-rank adapters beside the published algorithm: HeTLM's Table 16. There its
+# weights are loaded in 8 bits, and so is its optimiser; here both are not.
+TABLE_16: dict[str, Any] = {
+    "epochs": 10, "batch": 2, "accumulate": 4, "lr": 2e-4, "weight_decay": 0.0, "warm_up_steps": 10,
+    "validation_share": 0.05, "context_tokens": 512, "packing": True, "adapter_rank": 32, "adapter_alpha": 16.0,
+    "adapter_dropout": 0.05, "freeze_trunk": True,
 }  # fmt: skip
 
 
@@ -38,8 +47,11 @@ class TrainOptions:
     pretrained: Path | None = None  # local directory of a transformers model to start from
     warm_start: Path | None = None  # a bundle to go on from: its sizes, pages, clusters and weights
     encoder: Path | None = None  # local directory of all-MiniLM-L6-v2; None takes the installed package
-    adapter_rank: int = 4  # backend "lora"
-    freeze_trunk: bool = False  # backend "lora": only the adapters learn in the fine-tuning
+    large: Path | None = None  # local directory of a large model that `evaluate` tunes as one beside `pretrained`
+    adapter_rank: int = RANK  # backend "lora", here and below
+    adapter_alpha: float = ALPHA
+    adapter_dropout: float = 0.0
+    freeze_trunk: bool = False  # only the adapters learn in the fine-tuning; with one cluster, and page embeddings
     epochs: int = 10  # over all sessions
     fine_tune_epochs: int = 4  # over each cluster's sessions; with one model and tokens, that many more over all
     batch: int = 64  # users
@@ -48,6 +60,7 @@ class TrainOptions:
     lr: float = 3e-3
     fine_tune_lr: float = 2e-3
     weight_decay: float = 0.05
+    warm_up_steps: int | None = None  # of each phase; None: 5 % of its steps
     patience: int = 3  # epochs without a better validation loss before a phase ends
     min_page_count: int = 2  # rarer pages become [UNK]
     context_tokens: int = 512
@@ -72,7 +85,7 @@ class TrainOptions:
         least = {
             "hidden_size": 2, "layers": 1, "heads": 1, "clusters": 1, "epochs": 1, "fine_tune_epochs": 0, "batch": 1,
             "accumulate": 1, "adapter_rank": 1, "patience": 1, "min_page_count": 1, "context_tokens": 8, "rollouts": 1,
-            "max_pages": 1, "checkpoint_steps": 1,
+            "max_pages": 1, "checkpoint_steps": 1, "warm_up_steps": 0,
         }  # fmt: skip
         for name, lowest in least.items():
             value = getattr(self, name)
@@ -81,6 +94,11 @@ class TrainOptions:
         for name, value in (("lr", self.lr), ("fine_tune_lr", self.fine_tune_lr)):
             if not 0 < value < 1:
                 raise TrainingError(f"{name} is {value}, but must lie between 0 and 1.")
+        if not (self.adapter_alpha > 0 and 0 <= self.adapter_dropout < 1):
+            raise TrainingError(
+                f"adapter_alpha is {self.adapter_alpha} and adapter_dropout {self.adapter_dropout}, but they must be "
+                "above 0, and at least 0 and below 1."
+            )
         if not 0 < self.validation_share < 0.5:
             raise TrainingError(f"validation_share is {self.validation_share}, but must lie between 0 and 0.5.")
         if self.hidden_size % self.heads or (self.architecture != "opt" and self.hidden_size // self.heads % 2):
@@ -102,6 +120,11 @@ class TrainOptions:
     def predictors(self) -> Backend:
         """The backend, chosen or by the mode."""
         return self.backend or ("token" if self.mode == "behaviour" else "separate")
+
+    @property
+    def tunes_pretrained(self) -> bool:
+        """Whether one cluster means adapters on a pretrained trunk that stays as it is."""
+        return self.pretrained is not None and self.freeze_trunk
 
     def plain(self) -> dict[str, Any]:
         """The options as JSON values."""

@@ -52,6 +52,8 @@ class Trained:
 def train_predictors(material: Material, grouping: Grouping) -> Trained:
     """Predictors for the clusters, by the backend of the options; one cluster needs but one model."""
     backend, clusters = material.options.predictors, grouping.selector.clusters
+    if clusters == 1 and backend == "lora" and material.options.tunes_pretrained:
+        return Trained("separate", 1, [_tuned(material)])
     if clusters == 1:
         return Trained("separate", 1, [pretrain(material, more=material.options.fine_tune_epochs)])
     if backend == "token":
@@ -137,9 +139,25 @@ def _adapters(material: Material, clusters: int) -> tuple[Adapters, int]:
     o, start = material.options, material.start
     if start is not None and start.adapters is not None:
         return Adapters.from_tensors(_first(material), start.adapters), o.epochs + o.fine_tune_epochs
-    trunk = pretrain(material)
+    return _new_adapters(material, pretrain(material), clusters), o.fine_tune_epochs
+
+
+def _new_adapters(material: Material, trunk: PreTrainedModel, clusters: int) -> Adapters:
+    o = material.options
     torch.manual_seed(o.seed)
-    return Adapters(trunk, clusters, o.adapter_rank), o.fine_tune_epochs
+    return Adapters(trunk, clusters, o.adapter_rank, o.adapter_alpha, o.adapter_dropout)
+
+
+def _tuned(material: Material) -> PreTrainedModel:
+    """A pretrained model on all training users: adapters and the new page embeddings learn, the trunk stays."""
+    adapters, epochs = _new_adapters(material, _first(material), 1), material.options.epochs
+    adapters.freeze(embeddings=False)
+    routed = one_hot([0] * len(material.held_users), 1)
+    rows, _ = _windows(material, range(len(material.train_users)))
+    judge = _judge(material, "lora", routed, material.held(None))
+    phase = _phase(material.options, "adapters", rows, judge, material, epochs, posterior=np.ones((len(rows), 1)))
+    descend(adapters, phase, *_tools(material))
+    return adapters.merge(0)
 
 
 def _token(material: Material, grouping: Grouping) -> Trained:
@@ -213,5 +231,5 @@ def _phase(
         name=name, rows=rows, judge=judge, epochs=o.fine_tune_epochs if epochs is None else epochs, batch=o.batch,
         lr=o.fine_tune_lr if fine_tune else o.lr, weight_decay=o.weight_decay, patience=o.patience, seed=o.seed,
         checkpoint_steps=o.checkpoint_steps, deadline=material.deadline, keep_start=fine_tune, posterior=posterior,
-        accumulate=o.accumulate, packing=o.packing,
+        accumulate=o.accumulate, packing=o.packing, warm_up=o.warm_up_steps,
     )  # fmt: skip

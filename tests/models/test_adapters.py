@@ -108,6 +108,27 @@ def test_a_frozen_trunk_leaves_only_adapters_to_learn() -> None:
     assert b.grad is not None and b.grad[0].any() and not b.grad[2].any()  # nobody of cluster 2 was there
 
 
+def test_page_embeddings_that_are_new_learn_beside_the_adapters() -> None:
+    made = adapted()
+    made.freeze(embeddings=False)
+    learning = {name for name, parameter in made.trunk.named_parameters() if parameter.requires_grad}
+    assert {name for name in learning if not name.endswith((".A", ".B"))} == {"model.decoder.embed_tokens.weight"}
+
+
+def test_dropout_is_of_the_addition_alone_and_in_training_alone() -> None:
+    made = Adapters(tiny().model, CLUSTERS, RANK, dropout=0.5)
+    before = logits(made.trunk.eval())
+    with torch.no_grad():
+        assert torch.equal(made.train()(0, input_ids=TOKENS).logits, before)  # B is zero: nothing is added
+        for name, parameter in made.named_parameters():
+            if name.endswith(".B"):
+                parameter.normal_(std=0.3)
+        one, other = (made(0, input_ids=TOKENS).logits for _ in range(2))
+        assert not torch.equal(one, other)
+        made.eval()
+        assert torch.equal(made(0, input_ids=TOKENS).logits, made(0, input_ids=TOKENS).logits)
+
+
 FC1 = "model.decoder.layers.0.fc1"
 
 

@@ -221,6 +221,8 @@ def test_the_rate_warms_up_and_falls_to_a_twentieth() -> None:
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert max(rates) == 1.0 and all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.05, abs=1e-3) and rates[105] == pytest.approx(0.525)
+    assert [schedule(step, 200, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert schedule(0, 3, 10) == pytest.approx(1 / 3)  # a phase of fewer steps
 
 
 def test_progress_hears_of_every_step_and_its_speed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.progress import Progress
+from safetensors.torch import load_file
 
 from models.bundle import BundleRefused, load_bundle
 from models.language_model import build
@@ -22,6 +23,7 @@ from trainer.corpus import read_corpus, split
 from trainer.errors import TrainingError
 from trainer.evaluate import evaluate, render
 from trainer.fit import TrainOptions, train
+from trainer.options import TABLE_16
 from trainer.paper import PaperOptions
 
 Options = Callable[..., TrainOptions]
@@ -193,6 +195,26 @@ def test_a_pretrained_directory_and_no_outcome_pages(options: Options, tmp_path:
     assert all(0.0 < p < 1.0 for p in carts)
 
 
+def test_a_large_model_learns_pages_and_low_rank_changes_only(sessions: Path, options: Options, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    build("opt", 300, 32, 2, 4, 128).save_pretrained(large)
+    told = {**TABLE_16, "epochs": 2, "context_tokens": 64, "adapter_rank": 3}
+    train(sessions, tmp_path / "b", options(mode="kmeans", backend="lora", pretrained=large, **told | {"clusters": 1}))
+    bundle = load_bundle(tmp_path / "b", "cpu")
+    assert (bundle.config.clusters, bundle.config.backend) == (1, "separate"), "the adapters are merged"
+    before, after = (load_file(next(place.glob("*.safetensors"))) for place in (large, tmp_path / "b/predictors/0"))
+    for name, weight in after.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            continue
+        change = weight.double() - before[name].double()
+        if ".layers." in name and weight.dim() == 2:
+            assert change.any() and np.linalg.matrix_rank(change.numpy(), tol=1e-6) <= 3, name
+        else:
+            assert not change.any(), name
+    losses = [line["loss"] for line in steps(tmp_path / "b") if "loss" in line]
+    assert np.mean(losses[-5:]) < losses[0] and {line["phase"] for line in steps(tmp_path / "b")} == {"adapters"}
+
+
 def test_a_time_budget_ends_it_early(sessions: Path, options: Options, tmp_path: Path) -> None:
     train(sessions, tmp_path / "b", options(minutes=1e-6, epochs=50))
     assert len(steps(tmp_path / "b")) < 5
@@ -207,6 +229,8 @@ def test_a_time_budget_ends_it_early(sessions: Path, options: Options, tmp_path:
         ({"hidden_size": 17}, "hidden_size 17"),
         ({"lr": 7.0}, "lr is 7.0"),
         ({"validation_share": 0.9}, "validation_share"),
+        ({"adapter_dropout": 1.0}, "adapter_dropout 1.0"),
+        ({"warm_up_steps": -1}, "warm_up_steps is -1, but must be at least 0"),
     ],
 )
 def test_options_that_cannot_work_are_named(options: Options, changes: dict[str, Any], words: str) -> None:
