@@ -158,9 +158,9 @@ class Stacked:
 
 def linear(x: Tensor, of: Linear) -> Tensor:
     """(k, m, in) -> (k, m, out), each of the k by its own weights."""
-    if len(of.weight) == 1:
-        flat = x[0] @ of.weight[0] if of.bias is None else torch.addmm(of.bias[0, 0], x[0], of.weight[0])
-        return flat[None]
+    if of.only is not None:
+        weight, bias = of.only
+        return (x[0] @ weight if bias is None else torch.addmm(bias, x[0], weight))[None]
     return torch.bmm(x, of.weight) if of.bias is None else torch.baddbmm(of.bias, x, of.weight)
 
 
@@ -168,9 +168,8 @@ def normed(x: Tensor, norm: Norm) -> Tensor:
     """(k, m, D), each of the k by its own weights."""
     shape = x.shape[-1:]
     if norm.centred:
-        if len(x) == 1 and norm.weight is not None:
-            bias = None if norm.bias is None else norm.bias[0, 0]
-            return functional.layer_norm(x, shape, norm.weight[0, 0], bias, norm.eps)
+        if norm.only is not None:
+            return torch.layer_norm(x, shape, *norm.only, norm.eps)
         y = functional.layer_norm(x, shape, eps=norm.eps)
     else:
         y = functional.rms_norm(x, shape, eps=norm.eps)

@@ -29,14 +29,16 @@ class Pace:
     lanes: int  # most rollouts of a wave
     cache: int  # most bytes of its keys and values
     narrow: int  # rows that are worth a wave of their own, of like length
+    few: int  # so few padded rollouts, of so few padded tokens of prompts, go in one wave, whatever their shapes
+    short: int
     small: int  # so few padded rollouts go in one wave, whatever their clusters
     filled: float  # else clusters share a wave when so much of it is no padding
     check: int  # steps between two looks at what has ended
     compact: float  # lanes are dropped when fewer than this share goes on
 
 
-CPU = Pace(lanes=2048, cache=1 << 28, narrow=48, small=256, filled=2.0, check=1, compact=0.7)
-GPU = Pace(lanes=32_768, cache=1 << 34, narrow=512, small=4_096, filled=0.75, check=4, compact=0.5)
+CPU = Pace(lanes=2048, cache=1 << 28, narrow=48, few=512, short=4_096, small=256, filled=2.0, check=1, compact=0.4)
+GPU = Pace(lanes=32_768, cache=1 << 34, narrow=512, few=0, short=0, small=4_096, filled=0.75, check=4, compact=0.5)
 
 
 def on_gpu(device: torch.device) -> Pace:
@@ -49,20 +51,36 @@ def waves(
 ) -> list[tuple[int, int, list[list[Branch]]]]:
     """Branches that decode together: first and last cluster (exclusive), and the branches of each between.
 
-    They are alike in length and in number of rollouts, so little is padded.
+    They are alike in length and in number of rollouts, so little is padded, unless there are so few that a wave more
+    costs more than the padding.
     """
     alike: dict[tuple[int, int], list[Branch]] = {}
     for branch in branches:
         shape = (bucket(length(branch)), rung(1 + len(branch.rollouts)))
         alike.setdefault(shape, []).append(branch)
     found = []
-    for (_, columns), group in sorted(alike.items()):
+    for columns, group in _gathered(sorted(alike.items()), pace):
         for part in _routed(group, columns, models, pace):
             for wave in _cut(sorted(part, key=length), columns, steps, models, pace):
                 by_cluster = _by_cluster(wave)
                 first, last = min(by_cluster), max(by_cluster) + 1
                 found.append((first, last, [by_cluster.get(cluster, []) for cluster in range(first, last)]))
     return found
+
+
+def _gathered(alike: Sequence[tuple[tuple[int, int], list[Branch]]], pace: Pace) -> Iterator[tuple[int, list[Branch]]]:
+    """Columns and branches of each group, of (length, columns) in ascending order; small ones that follow are one."""
+    rows: list[Branch] = []
+    most = longest = 0
+    for (wide, columns), group in alike:
+        together = len(rows) + len(group)
+        small = together * max(most, columns) <= pace.few and together * max(longest, wide) <= pace.short
+        if rows and not small:
+            yield most, rows
+            rows, most, longest = [], 0, 0
+        rows, most, longest = [*rows, *group], max(most, columns), max(longest, wide)
+    if rows:
+        yield most, rows
 
 
 def _routed(group: list[Branch], columns: int, models: Ensemble, pace: Pace) -> list[list[Branch]]:

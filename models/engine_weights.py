@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ class Linear:
     weight: Tensor
     bias: Tensor | None
 
+    @cached_property
+    def only(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight (in, out) and bias (out,) where K is 1: to make these views anew takes as long as a small product."""
+        if len(self.weight) > 1:
+            return None
+        return self.weight[0], None if self.bias is None else self.bias[0, 0]
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -27,6 +35,13 @@ class Norm:
     bias: Tensor | None
     eps: float
     centred: bool
+
+    @cached_property
+    def only(self) -> tuple[Tensor | None, Tensor | None] | None:
+        """Weight and bias (D,) where K is 1."""
+        if self.weight is None or len(self.weight) > 1:
+            return None
+        return self.weight[0, 0], None if self.bias is None else self.bias[0, 0]
 
 
 @dataclass(frozen=True)

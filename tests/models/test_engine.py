@@ -94,6 +94,9 @@ class TestVariants:
         same(together, apart)
 
 
+ALIKE = {"few": 0, "short": 0}  # waves of like branches, however few they are
+
+
 def pace(**changes: Any) -> Pace:
     return Pace(**{**CPU.__dict__, **changes})
 
@@ -164,7 +167,7 @@ class TestWaves:
     def engine(self, clusters: int, **changes: Any) -> Engine:
         return Engine(Stacked.of([tiny(seed=k) for k in range(clusters)], SIZE), pace(**changes))
 
-    @pytest.mark.parametrize("changes", [{}, {"small": 10_000}, {"filled": 0.5}, {"lanes": 16}, {"narrow": 2}])
+    @pytest.mark.parametrize("changes", [{}, {"small": 10_000}, {"filled": 0.5}, {"lanes": 16}, {"narrow": 2}, ALIKE])
     def test_every_branch_is_in_one_wave(self, changes: dict[str, Any], prompts: Prompts) -> None:
         made = [
             Branch(row, [0, 0, 0, 2, 1][row % 5], [5] * (30 + 50 * (row % 3)), np.arange(row % 4 * 3), True)
@@ -181,21 +184,26 @@ class TestWaves:
             columns = 1 + max(len(branch.rollouts) for branch in branches)
             assert len(branches) == 1 or len(branches) * columns <= engine.pace.lanes
             lengths = [len(branch.prompt) for branch in branches]
-            assert max(lengths) <= max(64, 2 * min(lengths))
+            few = len(branches) * columns <= engine.pace.few and len(branches) * max(lengths) <= engine.pace.short
+            assert few or max(lengths) <= max(64, 2 * min(lengths))
         assert sorted(found) == list(range(40))
 
-    def test_few_branches_of_many_clusters_share_a_wave(self, prompts: Prompts) -> None:
-        engine = self.engine(3)
-        assert len(waves(branches(prompts(5, 1), 8, 3), STEPS, engine.models, engine.pace)) == 1
+    def test_few_branches_share_a_wave_whatever_their_clusters_and_lengths(self, prompts: Prompts) -> None:
+        engine, asked = self.engine(3), branches(prompts(5, 1), 8, 3)
+        assert len(waves(asked, STEPS, engine.models, engine.pace)) == 1
+        asked[0] = asked[0]._replace(prompt=[5] * 200, rollouts=np.arange(2))
+        assert len(waves(asked, STEPS, engine.models, engine.pace)) == 1
+        for changes in (ALIKE, {"short": 500}, {"few": 40}):
+            assert len(waves(asked, STEPS, engine.models, pace(**changes))) > 1
 
     def test_waves_do_not_change_what_comes_out(self, prompts: Prompts) -> None:
         asked = prompts(20, 6)
         results = [
             roll(self.engine(3, **c), asked, 6, 3)
-            for c in ({}, {"small": 0, "narrow": 2}, {"lanes": 30, "compact": 1.0})
+            for c in ({}, ALIKE, {**ALIKE, "small": 0, "narrow": 2}, {"lanes": 30, "compact": 1.0})
         ]
-        same(results[0], results[1])
-        same(results[0], results[2])
+        for other in results[1:]:
+            same(results[0], other)
 
 
 class Markov:
