@@ -161,7 +161,6 @@ class Forecaster:
         return [[self.tokenizer.encode(pages) for pages in recent(visit.sessions, budget)] for visit in visits]
 
     def _habits(self, tokens: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        weight = self.config.decoding.own_weight
         counts = np.stack([presence(sessions, len(self.shares)) for sessions in tokens])
-        own = np.array([[head.rates(sessions, weight) for head in self.heads] for sessions in tokens])
+        own = np.array([[head.rate(sessions) for head in self.heads] for sessions in tokens])
         return counts, np.array([float(len(sessions)) for sessions in tokens]), own

@@ -9,6 +9,7 @@ from models.config import Outcome
 
 OUTCOMES = ("cart", "purchase")
 EDGE = 1e-4  # probabilities stay this far from 0 and 1
+BASE_WEIGHT = 2.0  # sessions that the base rate counts as in a visitor's own rate
 
 
 class OutcomeHead:
@@ -48,10 +49,13 @@ class OutcomeHead:
         mean: np.ndarray = sigmoid(self.weights[0] + held @ weights).mean(axis=1)
         return mean
 
-    def rates(self, sessions: Sequence[Sequence[int]], weight: float) -> float:
-        """The visitor's own rate, shrunk to the base rate as if seen in `weight` more sessions."""
+    def rate(self, sessions: Sequence[Sequence[int]]) -> float:
+        """The visitor's own rate, shrunk to the base rate as if seen in BASE_WEIGHT more sessions.
+
+        The calibration is fitted to this, so no decoding setting may move it.
+        """
         seen = self.sessions(sessions)
-        return (sum(seen) + weight * self.outcome.base_rate) / (len(seen) + weight)
+        return (sum(seen) + BASE_WEIGHT * self.outcome.base_rate) / (len(seen) + BASE_WEIGHT)
 
     def passage(self, posterior: np.ndarray) -> np.ndarray | None:
         """P(the next session holds a marked page) in the visitors' mixtures of chains: (B, K) -> (B,).

@@ -48,7 +48,7 @@ def test_rare_pages_become_unknown_and_special_tokens_never_pages() -> None:
 def test_an_outcome_page_is_certain() -> None:
     head = OutcomeHead(Outcome(["b"], base_rate=0.2), {"a": 4, "b": 5}, 6)
     assert head.sessions([[4], [4, 5], []]) == [0.0, 1.0, 0.0]
-    assert head.rates([[4], [5]], 2.0) == pytest.approx((1 + 0.4) / 4)
+    assert head.rate([[4], [5]]) == pytest.approx((1 + 0.4) / 4)
     np.testing.assert_allclose(head.combine(np.array([0.3]), np.array([0.9])), [0.3])
     never, always = (float(head.combine(np.array([p]), np.array([0.0]))[0]) for p in (0.0, 1.0))
     assert 0.0 < never < always < 1.0

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, log_loss
 
+from models.bundle import load_bundle
 from models.config import Outcome
-from models.outcomes import OutcomeHead, sigmoid
+from models.outcomes import OUTCOMES, OutcomeHead, sigmoid
 from models.vocabulary import Vocabulary
 from tests.models.chained import random_chains
+from tests.models.conftest import write_tiny
 from tests.trainer.conftest import shop, write
-from trainer.calibration import SessionPages, best_threshold, calibrate_outcome, find_outcome
+from trainer.calibration import SessionPages, best_threshold, calibrate, calibrate_outcome, find_outcome
 from trainer.corpus import read_corpus
+from trainer.examples import examples
 from trainer.windows import page_tokens
 
 
@@ -124,6 +127,27 @@ def test_the_chosen_source_is_what_combine_uses() -> None:
     p = head.combine(rolled, own, passage)
     assert log_loss(happened, p) < log_loss(happened, head.fallback(own)) - 0.1
     assert f1_score(happened, p >= head.outcome.threshold) > f1_score(happened, p >= 0.5)
+
+
+@pytest.mark.parametrize("own_weight", [1.0, 8.0])
+def test_what_was_calibrated_is_what_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_weight: float
+) -> None:
+    monkeypatch.setattr("trainer.calibration.OWN_WEIGHTS", (own_weight,))
+    corpus = read_corpus(write(shop(120), tmp_path / "sessions"))
+    seen = examples(corpus, corpus.returning(), None, 3)
+    bundle = load_bundle(write_tiny(tmp_path / "bundle"), "cpu")
+    before = bundle.fallback([one.visit for one in seen])
+    calibrate(bundle, seen)
+    assert bundle.config.decoding.own_weight == own_weight
+    for name, head in zip(OUTCOMES, bundle.heads, strict=True):
+        share = np.mean([getattr(one, name) for one in seen])
+        told = [getattr(one, name) for one in bundle.forecast([one.visit for one in seen])]
+        assert np.mean(told) == pytest.approx(share, abs=1e-3)  # as of every logistic regression with a constant
+        assert head.outcome.threshold in told
+        own = [getattr(one, name) for one in bundle.fallback([one.visit for one in seen])]
+        assert np.mean(own) == pytest.approx(share, abs=1e-3)
+        assert own != [getattr(one, name) for one in before]
 
 
 def test_a_few_cases_of_one_visitor_are_enough_to_calibrate() -> None:
