@@ -24,10 +24,10 @@ class SASRecOptions:
     length: int = 32  # clicks that are looked at
     dropout: float = 0.3
     batch: int = 256  # users
-    lr: float = 1e-3
-    epochs: int = 40
-    patience: int = 4  # epochs without a better validation
-    negatives: int = 1_000
+    lr: float = 4e-3
+    epochs: int = 60
+    patience: int = 8  # epochs without a better validation: the first ten or so learn no more than popularity
+    negatives: int = 4_000
     seed: int = 0
 
 
