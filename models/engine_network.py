@@ -28,7 +28,7 @@ class Stacked:
         self.clusters = weights.embeddings.shape[0]
         self.size = weights.head.weight.shape[2]
         self.device = weights.embeddings.device
-        self.heads = weights.heads
+        self.heads, self.context = weights.heads, weights.context
         self.token_bytes = 2 * len(weights.layers) * weights.groups * weights.width * weights.embeddings.itemsize
         self._scale = weights.width**-0.5
         self._part = lru_cache(maxsize=None)(lambda first, last: Stacked(weights.part(first, last)))

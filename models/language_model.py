@@ -1,7 +1,7 @@
 """A causal language model over pages: build, load, and what any network must do to predict with it."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ disable_progress_bar()  # of loading and saving; a caller shows its own
 
 ARCHITECTURES = ("opt", "qwen2", "llama")
 SMALLEST_BUCKET = 64
+ENDLESS = 1 << 30  # positions of a model without a limit
 
 
 def build(
@@ -85,6 +86,7 @@ class Network(Protocol):
     """k causal language models of one shape. Of a batch's k * n rows each has n; rows of one stand together."""
 
     size: int  # tokens that can come out
+    context: int  # tokens that it has positions for
     heads: int
     device: torch.device
 
@@ -131,6 +133,7 @@ class LanguageModel:
         self._base, self._head = model.base_model, model.get_output_embeddings()
         self.size = int(model.config.vocab_size)
         self.heads = int(model.config.num_attention_heads)
+        self.context = int(getattr(model.config, "max_position_embeddings", None) or ENDLESS)
 
     def narrowed(self, size: int) -> "LanguageModel":
         """The same model, of whose tokens only the first `size` can come out."""
@@ -193,17 +196,35 @@ class Several:
 def nll(network: Network, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> np.ndarray:
     """Nats of each target session after its prompt, its [EOS] included, by a network of one model: (B,) float64."""
     total = np.zeros(len(prompts))
-    whole = [[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)]
-    for chosen in buckets([len(sequence) for sequence in whole]):
-        tokens, lengths = pad([whole[row] for row in chosen], network.device)
-        starts = torch.tensor([len(prompts[row]) for row in chosen], device=network.device)
+    pairs = enumerate(zip(prompts, targets, strict=True))
+    parts = [(row, *part) for row, pair in pairs for part in scored_parts(*pair, network.context)]
+    owners = np.array([row for row, _, _ in parts], dtype=np.int64)
+    for chosen in buckets([len(tokens) for _, tokens, _ in parts]):
+        tokens, lengths = pad([parts[place][1] for place in chosen], network.device)
+        starts = torch.tensor([parts[place][2] for place in chosen], device=network.device)
         places = torch.arange(tokens.shape[1], device=network.device)
         rows, ahead = ((places >= starts[:, None]) & (places < lengths[:, None])).nonzero(as_tuple=True)
         logits = network.logits_at(tokens[:, :-1], rows, ahead - 1)
         costs = torch.nn.functional.cross_entropy(logits, tokens[rows, ahead], reduction="none").double()
         sums = torch.zeros(len(chosen), dtype=torch.double, device=network.device).index_add_(0, rows, costs)
-        total[chosen] = sums.cpu().numpy()
+        np.add.at(total, owners[chosen], sums.cpu().numpy())
     return total
+
+
+def scored_parts(prompt: Sequence[int], target: Sequence[int], context: int) -> Iterator[tuple[list[int], int]]:
+    """What is scored of a session in one go: tokens, and where among them those begin that are to be predicted.
+
+    One that goes beyond the network's positions is scored in parts of half of them, each after as many tokens as fit.
+    The first token stays, since it may tell the cluster.
+    """
+    whole = [*prompt, *target, EOS]
+    if len(whole) - 1 <= context:
+        yield whole, len(prompt)
+        return
+    for start in range(len(prompt), len(whole), max(context // 2, 1)):
+        end = min(start + max(context // 2, 1), len(whole))
+        first = max(end - context, 1)
+        yield [whole[0], *whole[first:end]], start - first + 1
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.attention import KeyValues, RolloutCache
 from models.engine import Engine, Rollouts
 from models.engine_waves import Branch
-from models.language_model import nll, pad
+from models.language_model import ENDLESS, nll, pad
 from models.vocabulary import BOS, PAD
 from trainer.descent import BETAS, CLIP, schedule
 from trainer.windows import batch_count, batches
@@ -112,7 +112,7 @@ class GRUNetwork:
     so the decoder's cache serves both.
     """
 
-    stacked, heads = False, 1
+    stacked, heads, context = False, 1, ENDLESS
 
     def __init__(self, model: GRU4Rec, device: torch.device) -> None:
         self.size, self.device, self._model = model.bias.numel(), device, model.eval()

@@ -211,6 +211,7 @@ class Markov:
 
     TABLE = np.array([[0.2, 0.5, 0.2, 0.1], [0.3, 0.1, 0.4, 0.2], [0.5, 0.2, 0.2, 0.1]])  # after page: EOS, pages
     size, heads, token_bytes, device, stacked = len(SPECIALS) + 3, 1, 8, torch.device("cpu"), False
+    context = 1 << 30
 
     def __init__(self) -> None:
         logits = torch.full((self.size, self.size), -torch.inf)

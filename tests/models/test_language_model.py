@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.engine_network import Stacked
 from models.language_model import LanguageModel, buckets, build, from_pretrained, restore
+from models.language_model import nll as score
 from models.sampling import uniforms
 from models.vocabulary import EOS
 from tests.models.conftest import ARCHITECTURES, SIZE, tiny
@@ -24,6 +26,28 @@ class TestArchitectures:
         asked, targets = [*prompts(6, 4), [1] * 90], [[4, 5, 6][: 1 + i % 3] for i in range(7)]
         for prompt, target, nats in zip(asked, targets, lm.nll(asked, targets), strict=True):
             assert nats == pytest.approx(nll(oracle, prompt, target, SIZE), rel=1e-4)
+
+    def test_a_session_beyond_the_positions_is_scored_in_parts(self, architecture: str, tmp_path: Path) -> None:
+        lm = tiny(architecture)
+        oracle = plain(lm.model, tmp_path)
+        rng = np.random.default_rng(0)
+        for before, after in ((100, 58), (100, 59), (100, 70), (120, 400)):  # with [EOS] 159 inputs, 160, 171, 521
+            prompt, target = (rng.integers(4, SIZE, size=count).tolist() for count in (before, after))
+            whole, nats = [*prompt, *target, EOS], 0.0
+            if len(whole) - 1 <= 160:
+                nats = nll(oracle, prompt, target, SIZE)
+            else:  # 80 tokens at a time, each after the first token of all and those that came last
+                for start in range(before, len(whole), 80):
+                    part = whole[start : start + 80]
+                    context = [prompt[0], *whole[start + len(part) - 160 : start]]
+                    with torch.inference_mode():
+                        logits = oracle(input_ids=torch.tensor([[*context, *part[:-1]]])).logits[0, :, :SIZE]
+                    assert len(context) + len(part) - 1 == 160
+                    costs = -torch.log_softmax(logits.double(), -1)[len(context) - 1 :]
+                    nats += sum(float(costs[i, token]) for i, token in enumerate(part))
+            assert lm.nll([prompt], [target])[0] == pytest.approx(nats, rel=1e-4)
+            stacked = Stacked.of([lm], SIZE)
+            assert score(stacked, [prompt, prompt], [target, [4]])[0] == pytest.approx(nats, rel=1e-4)
 
     def test_a_narrowed_model_knows_fewer_tokens(self, architecture: str, prompts: Prompts, tmp_path: Path) -> None:
         lm = tiny(architecture)
