@@ -25,12 +25,13 @@ from models.vocabulary import Tokenizer
 from trainer.boosting import Features, fit_boosting
 from trainer.calibration import CALIBRATION_TARGETS, calibrate
 from trainer.contenders import KMEANS_LMS, LARGE_LM, SMALL_LM, Bundle, Contender, parameters_of
-from trainer.controls import bundle_options, control, control_options
+from trainer.controls import bundle_options, control, control_options, went_on
 from trainer.corpus import Corpus, read_training, split
 from trainer.errors import TrainingError
 from trainer.examples import Example, examples
 from trainer.gru import GRUPredictor, Schedule, fit_gru
 from trainer.markov import ChainPredictor
+from trainer.material import vocabulary_of
 from trainer.mixture import MixtureOptions, fit_chains
 from trainer.options import TrainOptions
 from trainer.windows import batch_count, page_tokens, windows
@@ -64,8 +65,9 @@ def fit_contenders(
     """The baselines named in `which`, in the order of ALL, fitted on the sessions in `train`.
 
     `parameters` counts the numbers in the bundle's predictors: the large model has at least as many. Language models
-    are kept in `cache` and trained only once. `progress` is a rich Progress or None. Raises TrainingError for an
-    unknown name, or when the bundle's config does not say how it was trained.
+    are kept in `cache` and trained only once; beside a bundle that went on from another there are none. `progress` is a
+    rich Progress or None. Raises TrainingError for an unknown name, when the bundle's config does not say how it was
+    trained, or when language models would know other pages than it does.
     """
     unknown = [name for name in which if name not in ALL]
     if unknown:
@@ -181,6 +183,15 @@ class _Fitting:
     def controls(self, parameters: int) -> dict[str, TrainOptions]:
         """Options of the language models beside a bundle with so many parameters."""
         ours = self.forecaster
+        if went_on(ours):
+            return {}
+        pages = vocabulary_of(self.corpus, self.users, self.options.min_page_count).pages
+        if pages != ours.vocabulary.pages:
+            raise TrainingError(
+                f"{self.sessions} holds other pages than the bundle knows, so the nats per token of language models "
+                "trained on it could not be compared with the bundle's. Give the sessions that the bundle was trained "
+                f"on (--train), or other contenders than {', '.join((SMALL_LM, LARGE_LM, KMEANS_LMS))}."
+            )
         return control_options(self.options, ours.config.clusters, parameters, len(ours.vocabulary))
 
     def _chains(self, options: MixtureOptions) -> ChainPredictor:

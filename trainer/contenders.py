@@ -23,7 +23,7 @@ SHRUNK_FREQUENCIES = "shrunk frequencies"
 POPULARITY = "popularity"
 # Fitted baselines (trainer/baselines.py) that the verdict looks for by name: the controls of "do clusters help?".
 SMALL_LM = "one small LM"  # a predictor's size, all users
-LARGE_LM = "one large LM"  # at least as many parameters as the bundle's predictors together
+LARGE_LM = "one large LM"  # at least as many parameters as the bundle's predictors together; 4 times those of one
 KMEANS_LMS = "K-means clusterwise"
 CHUNK = 128
 

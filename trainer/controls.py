@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from models.bundle import Device
+from models.forecaster import Forecaster
 from trainer import fit
 from trainer.contenders import KMEANS_LMS, LARGE_LM, SMALL_LM
 from trainer.corpus import Corpus
@@ -20,6 +21,7 @@ from trainer.options import TABLE_16, TrainOptions
 from trainer.predictors import new_model
 
 LARGE_DROPOUT = 0.1
+LARGER = 4  # times the parameters of a bundle with one model: does a larger one help?
 WIDEST = 1 << 14
 
 
@@ -35,13 +37,19 @@ def bundle_options(training: dict[str, Any]) -> TrainOptions:
         ) from None
 
 
+def went_on(forecaster: Forecaster) -> bool:
+    """Whether the bundle went on from another: its models have seen more than the sessions of its own training."""
+    return forecaster.config.training.get("warm_start") is not None
+
+
 def control_options(options: TrainOptions, clusters: int, parameters: int, size: int) -> dict[str, TrainOptions]:
     """What to train beside a bundle of these options with `clusters`, `parameters` in all and `size` tokens.
 
     The single models see every user in one schedule as long as all phases of the bundle together: as many tokens as
     all its predictors have seen. The small one has the size of one predictor (matched compute); the large one at least
-    the parameters of all of them (HeTLM, section 1.8). Beside pretrained models, which cannot be widened, it is the one
-    that `large` names, tuned by adapters (Table 16), or none. K-means is left out beside a bundle that is nothing else.
+    the parameters of all of them (HeTLM, section 1.8), or LARGER times those of a single one. Beside pretrained models,
+    which cannot be widened, it is the one that `large` names, tuned by adapters (Table 16), or none. Left out are
+    K-means beside a bundle that is nothing else, and with one cluster whatever would be the bundle again.
     """
     if options.mode == "paper":
         shared = clusters if options.paper.critic == "soft" else 1  # a soft critic shows every predictor every session
@@ -53,9 +61,9 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
         fine_tune_lr=rate,
     )  # fmt: skip
     single = dataclasses.replace(kmeans, clusters=1)  # its one phase lasts as many epochs as both phases
-    controls = {SMALL_LM: single}
+    controls = {} if clusters == 1 else {SMALL_LM: single}
     if options.pretrained is None:
-        width = matching_width(options, size, parameters)
+        width = matching_width(options, size, parameters * LARGER if clusters == 1 else parameters)
         controls[LARGE_LM] = dataclasses.replace(
             single,
             hidden_size=width,
@@ -66,7 +74,7 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
         controls[LARGE_LM] = dataclasses.replace(
             single, backend="lora", pretrained=options.large, large=None, fine_tune_epochs=0, **TABLE_16
         )
-    if options.mode != "kmeans":
+    if options.mode != "kmeans" and clusters > 1:
         controls[KMEANS_LMS] = kmeans
     return controls
 

@@ -1,6 +1,6 @@
 """Judging a bundle on session files: every user's last session predicted from the ones before, beside baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from rich.text import Text
 from models.bundle import Device, load_bundle
 from models.forecaster import Forecaster
 from trainer.contenders import Bundle, Contender, parameters_of, unfitted
-from trainer.corpus import TEST, TRAIN, part, read_corpus
+from trainer.controls import went_on
+from trainer.corpus import TEST, TRAIN, Corpus, part, read_corpus, read_training
 from trainer.errors import TrainingError
 from trainer.examples import examples
 from trainer.judging import judge, outcome_pages
@@ -68,16 +69,46 @@ def evaluate(
 
     judgement = judge(judged, seen, outcome_pages(loaded), seed, bertscore, note)
     version = loaded.version, loaded.digest
-    result = compose(judgement, judged, outcome_pages(loaded), loaded.config.clusters, version, seed)
+    told = remarks(loaded, corpus, train, fitted=set(contenders) != {"fast"})
+    result = compose(judgement, judged, outcome_pages(loaded), loaded.config.clusters, version, seed, told)
     pq.write_table(table(judgement.rows), report / PREDICTIONS, compression="zstd")
     write(result, report)
     write_page(result, judgement.rows, report)
     return result
 
 
+def remarks(loaded: Forecaster, judged: Corpus, train: Path | None, fitted: bool) -> list[str]:
+    """What a reader must know of the sessions: those judged that were trained on, and baselines on other footing.
+
+    `fitted`: more baselines are wanted than the fast ones.
+    """
+    found, learned = [], loaded.config.training.get("sessions")
+    corpus = judged if train is None else read_training(train)[0]
+    seen = set(_sessions(judged)) & set(_sessions(corpus)) if corpus.digest == learned or train is not None else set()
+    if seen:
+        found.append(
+            f"{len(seen):,} of the {len(judged.session_ids):,} sessions here are among those of the training: the "
+            "figures flatter whoever learned from them. Judge on later sessions, or on other visitors."
+        )
+    if train is not None and learned not in (None, corpus.digest):
+        found.append(f"The bundle was trained on other sessions than {train}, which the fitted baselines learned from.")
+    if train is not None and fitted and went_on(loaded):
+        found.append(
+            "No language models were trained beside the bundle: it went on from another, so it has seen more sessions "
+            "than they would."
+        )
+    return found
+
+
+def _sessions(corpus: Corpus) -> Iterator[tuple[str, str]]:
+    for user, name in enumerate(corpus.users):
+        yield from ((name, corpus.session_ids[session]) for session in corpus.sessions(user))
+
+
 def render(report: Report) -> Table:
     """The report as a rich table that fits a terminal; report.html has the intervals."""
-    caption = f"{report.verdict.headline}\nGreen: worse than the bundle by the paired interval; red: better."
+    said = [*report.remarks, report.verdict.headline]
+    caption = "\n".join([*said, "Green: worse than the bundle by the paired interval; red: better."])
     shown = Table(title=f"{report.users:,} users, bundle {report.bundle_version}", caption=caption)
     shown.add_column("predictor")
     for name in TERMINAL:

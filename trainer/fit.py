@@ -160,7 +160,7 @@ def _config(m: Material, grouping: Grouping, trained: Trained, outcomes: dict[st
         context_tokens=o.context_tokens, decoding=Decoding(rollouts=o.rollouts, max_pages=m.max_pages),
         cart=outcomes["cart"], purchase=outcomes["purchase"],
         library_versions={name: version(name) for name in LIBRARIES},
-        training={**o.plain(), "chosen": msgspec.to_builtins(grouping.choices)},
+        training={**o.plain(), "sessions": m.corpus.digest, "chosen": msgspec.to_builtins(grouping.choices)},
     )  # fmt: skip
 
 

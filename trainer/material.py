@@ -51,7 +51,7 @@ class Material:
         budget = float("inf") if options.minutes is None else options.minutes * 60
         start = None if options.warm_start is None else Start.of(options.warm_start)
         known = [] if start is None else start.vocabulary.pages
-        vocabulary = _vocabulary(corpus, train, options.min_page_count, known)
+        vocabulary = vocabulary_of(corpus, train, options.min_page_count, known)
         deadline = time.monotonic() + budget
         return cls(corpus, train, validation, vocabulary, options, store, device, progress, deadline, start)
 
@@ -100,8 +100,8 @@ class Material:
         return examples(self.corpus, users, router, targets)
 
 
-def _vocabulary(corpus: Corpus, users: np.ndarray, min_count: int, known: Sequence[str]) -> Vocabulary:
-    """Pages of the training users, after those that were known before."""
+def vocabulary_of(corpus: Corpus, users: np.ndarray, min_count: int, known: Sequence[str] = ()) -> Vocabulary:
+    """Pages of the training users, after those that were known before. Raises TrainingError where none is left."""
     chosen = np.isin(np.repeat(np.arange(len(corpus.users)), np.diff(corpus.first)), users)
     session_of_page = np.repeat(np.arange(len(chosen)), np.diff(corpus.starts))
     inside = chosen[session_of_page]

@@ -86,9 +86,11 @@ MEASURES: dict[str, Measure] = {
     "path_iop_multiset": Measure("as path_iop, a page counts as often as both hold it", 1),
     "path_iou_multiset": Measure("as path_iou, a page counts as often as both hold it", 1),
     "path_bleu": Measure("corpus BLEU-4 over pages, one added to matches and n-grams for n > 1", 1),
-    "path_bert_precision": Measure("BERTScore precision with all-MiniLM-L6-v2, pages joined by ' - '", 1),
-    "path_bert_recall": Measure("BERTScore recall with all-MiniLM-L6-v2", 1),
-    "path_bert_f1": Measure("BERTScore F1 with all-MiniLM-L6-v2", 1),
+    "path_bert_precision": Measure(
+        "BERTScore precision with all-MiniLM-L6-v2, pages joined by ' - ', first 500 users", 1
+    ),
+    "path_bert_recall": Measure("BERTScore recall with all-MiniLM-L6-v2, first 500 users", 1),
+    "path_bert_f1": Measure("BERTScore F1 with all-MiniLM-L6-v2, first 500 users", 1),
     **_worst("iou", "IoU of the expected set", 1),
     **_worst("path_iou", "IoU of the greedy path", 1),
     **_worst("nll_per_token", "nats per token (of each user)", -1),

@@ -62,6 +62,7 @@ class Report(msgspec.Struct, frozen=True):
     resamples: int
     predictors: dict[str, Predictor]
     outcome_pages: dict[str, list[str]]
+    remarks: list[str]  # on what was judged, and on whom beside
     verdict: Verdict
     figures: Figures
     differences: Figures
@@ -79,6 +80,7 @@ def compose(
     clusters: int,
     version: tuple[str, str],
     seed: int,
+    remarks: Sequence[str] = (),
 ) -> Report:
     """The report of a judgement. `pages` mark the outcomes in paths; `version`: the bundle's version and digest."""
     alone, against = judgement.figures, judgement.differences
@@ -94,6 +96,7 @@ def compose(
         resamples=RESAMPLES,
         predictors=predictors,
         outcome_pages=pages,
+        remarks=list(remarks),
         verdict=verdict(alone, against, clusters),
         figures=alone,
         differences=against,

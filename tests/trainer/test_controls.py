@@ -44,10 +44,12 @@ def test_single_models_last_as_long_as_all_phases_of_the_bundle() -> None:
     assert replace(kmeans, mode="behaviour", backend=None, soft=True, clusters=None) == options
 
 
-def test_one_cluster_leaves_one_size() -> None:
+def test_beside_one_cluster_stands_a_larger_model_alone() -> None:
     options = TrainOptions(hidden_size=16)
-    told = control_options(options, 1, parameters(options), SIZE)
-    assert told[LARGE_LM] == told[SMALL_LM]
+    total = parameters(options)
+    told = control_options(options, 1, total, SIZE)
+    assert set(told) == {LARGE_LM}, "one small LM and K-means would be the bundle again"
+    assert 4 * total <= parameters(told[LARGE_LM]) < 5 * total
 
 
 @pytest.mark.parametrize(("critic", "epochs"), [("hard", 4), ("soft", 4 * CLUSTERS)])

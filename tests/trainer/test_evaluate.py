@@ -94,6 +94,48 @@ def test_fitted_baselines_stand_beside_it(bundle: Path, sessions: Path, tmp_path
     assert report.differences["first-order Markov"]["nll_per_token"] is not None
 
 
+def test_sessions_of_the_training_are_told(bundle: Path, sessions: Path, tmp_path: Path) -> None:
+    again = evaluate(bundle, sessions, tmp_path / "again", "cpu")
+    count = len(read_corpus(sessions).session_ids)
+    assert again.remarks[0].startswith(f"{count:,} of the {count:,} sessions here are among those of the training")
+    assert again.remarks[0] in (tmp_path / "again" / "report.html").read_text()
+    console = Console(width=300, record=True, file=StringIO())
+    console.print(render(again))
+    assert "figures flatter" in console.export_text()
+    later = [{**row, "session_id": f"later-{row['session_id']}"} for row in shop(30, seed=9)]
+    place = write(later, tmp_path / "later")
+    assert evaluate(bundle, place, tmp_path / "r", "cpu").remarks == []
+    assert evaluate(bundle, place, tmp_path / "r", "cpu", train=sessions, contenders=[]).remarks == []
+    mixed = write([*later, *shop(1)], tmp_path / "mixed")
+    told = evaluate(bundle, mixed, tmp_path / "r", "cpu", train=sessions, contenders=[]).remarks
+    assert len(told) == 1 and told[0].startswith(f"{len(shop(1))} of the")
+
+
+def test_baselines_of_other_sessions_are_told_and_language_models_refused(
+    bundle: Path, sessions: Path, tmp_path: Path
+) -> None:
+    later = write([{**row, "session_id": f"l{row['session_id']}"} for row in shop(30, seed=9)], tmp_path / "later")
+    other = [{**row, "pages": [f"{page}?" for page in row["pages"]]} for row in shop(90, seed=3)]
+    elsewhere = write(other, tmp_path / "elsewhere")
+    found = evaluate(bundle, later, tmp_path / "r", "cpu", train=elsewhere, contenders=["first-order Markov"])
+    assert found.remarks == [
+        f"The bundle was trained on other sessions than {elsewhere}, which the fitted baselines learned from."
+    ]
+    with pytest.raises(TrainingError, match="elsewhere holds other pages than the bundle knows"):
+        evaluate(bundle, later, tmp_path / "r", "cpu", train=elsewhere, contenders=["one small LM"])
+
+
+def test_beside_a_bundle_that_went_on_there_are_no_language_models(
+    bundle: Path, sessions: Path, options: Callable[..., TrainOptions], tmp_path: Path
+) -> None:
+    train(sessions, tmp_path / "next", options(warm_start=bundle, epochs=1, fine_tune_epochs=0))
+    later = write([{**row, "session_id": f"l{row['session_id']}"} for row in shop(30, seed=9)], tmp_path / "later")
+    chosen = ["first-order Markov", "one small LM"]
+    found = evaluate(tmp_path / "next", later, tmp_path / "r", "cpu", train=sessions, contenders=chosen)
+    assert list(found.figures) == [BUNDLE, *UNFITTED, "first-order Markov"]
+    assert len(found.remarks) == 1 and "it went on from another" in found.remarks[0]
+
+
 def test_nobody_to_judge_is_said(bundle: Path, tmp_path: Path) -> None:
     once = [row for row in shop(30) if row["number"] == 1]
     with pytest.raises(TrainingError, match="has two sessions: there is nothing to predict"):
