@@ -22,7 +22,7 @@ tags:
 # Browsecast bundle: {clusters} x {architecture}
 
 Predicts the next session of a visitor from the sessions before: the pages to expect, the most likely path, and the
-probabilities of a cart and a purchase. {grouped} {served}.
+probabilities of a cart and a purchase. {grouped}
 {parameters:,} parameters in all, one token for each of {pages:,} pages.
 
 Load it with `models.bundle.load_bundle`, or one predictor with `transformers`:
@@ -41,8 +41,8 @@ SERVED = {
 LIMITS = """## Limits
 
 It knows only the pages of its vocabulary, and only the kinds of visitors that the data held. Clusters need not beat a
-single model: `browsecast evaluate` with the training sessions (--train) trains single models beside it and says plainly
-whether they help."""
+single model: `browsecast evaluate --contenders all` with the training sessions (--train) trains single models beside it
+and says plainly whether they help."""
 
 
 def card(config: BundleConfig, pages: int, parameters: int, judgement: Judgement, source: dict[str, str]) -> str:
@@ -52,12 +52,17 @@ def card(config: BundleConfig, pages: int, parameters: int, judgement: Judgement
     """
     header = HEADER.format(
         architecture=config.architecture, clusters=config.clusters, parameters=parameters, pages=pages,
-        grouped="One model serves all visitors." if config.clusters == 1 else GROUPED[config.mode],
-        served=SERVED[config.backend].format(clusters=config.clusters),
+        grouped=_grouped(config),
     )  # fmt: skip
     data = ["## Data", "", *(f"- {name}: {value}" for name, value in source.items())]
     parts = [[header], data, _figures(judgement), _outcomes(config), _clusters(config, judgement), [LIMITS]]
     return "\n".join(line for part in parts for line in [*part, ""])
+
+
+def _grouped(config: BundleConfig) -> str:
+    if config.clusters == 1:
+        return "One model serves all visitors."
+    return f"{GROUPED[config.mode]} {SERVED[config.backend].format(clusters=config.clusters)}."
 
 
 def day(ms: int) -> str:

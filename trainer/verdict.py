@@ -79,7 +79,7 @@ def _clusters_help(figures: Figures, differences: Figures, clusters: int) -> tup
     if rival is None or found is None:
         return "not tested", (
             "Whether clusters help is not tested here: no single language model was trained beside the bundle. "
-            "Give the training sessions (--train) to have one."
+            "`evaluate --contenders all` with the training sessions (--train) trains some."
         )
     by = f"{abs(found.mean):.3f} nats per token {_interval(found)}"
     if found.high < 0:

@@ -43,7 +43,8 @@ def test_the_card_says_how_visitors_are_grouped(judgement: Judgement) -> None:
     in_cluster = sum(row["cluster"] == 0 for row in judgement.rows[BUNDLE])
     assert in_cluster and "| 0 | 40 | They " in text
     assert "| 3 | 10 | no validation user is in it |" in text
-    assert "One model serves all visitors." in card(_config(1), 300, 1, judgement, {})
+    alone = card(_config(1), 300, 1, judgement, {})
+    assert "One model serves all visitors.\n1 parameters in all" in alone and "of 1 clusters" not in alone
 
 
 def test_a_day_is_told_in_utc() -> None:
