@@ -14,7 +14,7 @@ from models.items import WEIGHTS, ItemTable, RetrieverConfig
 from models.search import Found, Graph, exact, highest
 from models.seeding import Seeding
 from models.visit import Interest
-from models.xpert import XPert
+from models.xpert import FEEDFORWARD, FEEDFORWARD_WEIGHTS, XPert
 
 EXACT_UP_TO = 300_000  # items; a graph searches among more
 FUSED_DEPTH = 100  # items of each list that are fused, at least
@@ -225,7 +225,9 @@ def operator_of(chosen: RetrieverConfig, tensors: Mapping[str, np.ndarray]) -> X
             operator.seed_bias.copy_(torch.tensor(chosen.seed_bias or (0.0,)))
     else:
         seeds = weights["seed_bias"].shape[0] if "seed_bias" in weights else 1
-        operator = XPert(chosen.ranker, width, seeds, chosen.heads, chosen.activation)
+        hidden = weights.get(FEEDFORWARD_WEIGHTS)
+        feedforward = FEEDFORWARD if hidden is None else len(hidden)
+        operator = XPert(chosen.ranker, width, seeds, chosen.heads, chosen.activation, feedforward)
         try:
             operator.load_state_dict(weights)
         except RuntimeError as error:

@@ -12,6 +12,7 @@ from models.items import Activation
 USER = 64  # numbers that a visitor's z has
 LAYERS, HEADS = 2, 8
 FEEDFORWARD = 256
+FEEDFORWARD_WEIGHTS = "aggregation.encoder.layers.0.linear1.weight"  # (feedforward, D), in the state of an XPert
 DROPOUT = 0.1
 SMALL = (
     0.1  # of the default initialisation: a morph starts near no morph, and not at zero, where ReLU would never learn
@@ -102,11 +103,17 @@ class XPert(nn.Module):
     """
 
     def __init__(
-        self, operator: Operator, width: int, seeds: int, heads: int = 1, activation: Activation = "identity"
+        self,
+        operator: Operator,
+        width: int,
+        seeds: int,
+        heads: int = 1,
+        activation: Activation = "identity",
+        feedforward: int = FEEDFORWARD,
     ) -> None:
         super().__init__()
         self.operator = operator
-        self.aggregation = UserAggregation(width) if operator in ("residual", "personal") else None
+        self.aggregation = UserAggregation(width, feedforward) if operator in ("residual", "personal") else None
         self.change: nn.Module | None = None
         if operator == "shared":
             self.change = Shared(width)

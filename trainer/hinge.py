@@ -87,7 +87,7 @@ def fit_published(
     """XPert as published, with the epoch that was best on validation; `world` is `published`."""
     torch.manual_seed(world.options.seed)
     width = world.spaces[0].vectors.shape[1]
-    model = XPert("personal", width, world.options.seeds, paper.heads, paper.activation)
+    model = XPert("personal", width, world.options.seeds, paper.heads, paper.activation, paper.feedforward)
     train = Examples(world.task.train, world)
     batches = train.batches_of_items if paper.batching == "items" else train.batches
     fit(model, train, validation, world.options, hinge_loss(paper), batches, note)

@@ -52,6 +52,7 @@ class PaperOptions:
     batching: Literal["items", "users"] = "items"  # distinct targets and a visitor of each, or visitors
     heads: int = 10
     activation: Activation = "relu"
+    feedforward: int = 512  # width of the user aggregation's inner layers
     seeds: int = 10
     history: int = 30
     lr: float = 5e-4

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.items import indexed, unit
-from models.xpert import Morph, Operator, XPert
+from models.items import WEIGHTS, RetrieverConfig, indexed, unit
+from models.retriever import operator_of
+from models.xpert import FEEDFORWARD_WEIGHTS, Morph, Operator, XPert
 
 WIDTH, SEEDS = 8, 3
 OPERATORS: tuple[Operator, ...] = ("identity", "shared", "residual", "personal")
@@ -97,6 +98,20 @@ def test_the_default_initialisation_is_near_no_morph_and_can_learn() -> None:
     assert isinstance(made.change, Morph)
     gradients = made.change.create.weight.grad
     assert gradients is not None and (gradients != 0).float().mean() > 0.2, "ReLU is not dead at the start"
+
+
+def test_an_aggregation_of_any_inner_width_is_rebuilt_from_its_weights() -> None:
+    """The published model has 512 there, or 1,024; our own has 256."""
+    for made in (XPert("personal", WIDTH, SEEDS), XPert("personal", WIDTH, SEEDS, feedforward=512)):
+        tensors = {WEIGHTS + name: one.numpy() for name, one in made.state_dict().items()}
+        tensors["vectors"] = vectors(4).numpy()
+        rebuilt = operator_of(RetrieverConfig("personal"), tensors)
+        found = asked(rebuilt, vectors(2), vectors(6, 1))
+        torch.testing.assert_close(found, asked(made.eval(), vectors(2), vectors(6, 1)))
+    assert tensors[WEIGHTS + FEEDFORWARD_WEIGHTS].shape == (512, WIDTH)
+    del tensors[WEIGHTS + FEEDFORWARD_WEIGHTS]
+    with pytest.raises(ValueError, match="do not fit the ranker 'personal'"):
+        operator_of(RetrieverConfig("personal"), tensors)
 
 
 # ---------------------------------------------------------------- properties
