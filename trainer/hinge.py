@@ -77,7 +77,7 @@ def hinge_loss(paper: PaperOptions) -> Callable[[XPert, Slate, Batch, np.random.
 
 def published(world: World, paper: PaperOptions) -> World:
     """The same world for the model as published."""
-    changes = {name: getattr(paper, name) for name in ("seeds", "history", "lr", "epochs")}
+    changes = {name: getattr(paper, name) for name in ("seeds", "policy", "history", "lr", "epochs")}
     return world.but(replace(world.options, **changes))
 
 
@@ -91,4 +91,13 @@ def fit_published(
     train = Examples(world.task.train, world)
     batches = train.batches_of_items if paper.batching == "items" else train.batches
     fit(model, train, validation, world.options, hinge_loss(paper), batches, note)
-    return XPertRetriever(name, model, world, Slots(paper.merge, paper.quotas, paper.quota_power, paper.refill))
+    return XPertRetriever(name, model, world, _slots(paper))
+
+
+def without_morphs(name: str, world: World, paper: PaperOptions) -> XPertRetriever:
+    """XPert as published, but the seeds ask as they are: nothing is trained; `world` is `published`."""
+    return XPertRetriever(name, XPert("identity", world.spaces[0].vectors.shape[1], 1), world, _slots(paper))
+
+
+def _slots(paper: PaperOptions) -> Slots:
+    return Slots(paper.merge, paper.quotas, paper.quota_power, paper.refill)

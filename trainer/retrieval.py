@@ -10,21 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.errors import TrainingError
-from trainer.hinge import fit_published, published
 from trainer.interactions import Task
 from trainer.rankings import Judged, write_rankings
 from trainer.retrieval_choice import NAMES, Choice, choose, fit_operator, other_policy
 from trainer.retrieval_contenders import COUNTS, POPULARITY, best_counts, best_popularity, contenders, windows
-from trainer.retrieval_options import PaperOptions
 from trainer.retrieval_page import TITLES, write_page
+from trainer.retrieval_published import PUBLISHED, as_published
+from trainer.retrieval_published import contrasts as of_published
 from trainer.retrieval_recipes import ItemsRecipe, read_items_recipe
 from trainer.retrieval_report import DEPTH, Contrast, RetrievalReport, compose, standing, write
 from trainer.retrievers import Ranking, Retriever
 from trainer.slates import World
-from trainer.slots import Slots
 from trainer.spaces import choose_spaces
 
-PUBLISHED, PUBLISHED_BEST = "XPert as published", "XPert as published, best scores"
 TERMINAL = ("recall_10", "recall_50", "recall_100", "ndcg_100", "mrr_100", "precision_1")
 COLOURS = {"worse": "green", "better": "red", "": ""}
 
@@ -81,8 +79,9 @@ def _fit(task: Task, recipe: ItemsRecipe, note: Note) -> _Fitted:
     choice = choose(world, popularity, counts, note)
     found: dict[str, Retriever] = {one.retriever.name: one.retriever for one in choice.candidates}
     contrasts = _ablate(found, choice, world, note)
-    if PUBLISHED in recipe.baselines or options.mode == "paper":
-        _as_published(found, world, recipe.paper, note)
+    published = {*recipe.baselines, *([PUBLISHED] if options.mode == "paper" else [])}
+    found |= as_published(published, world, recipe.paper, note)
+    contrasts |= of_published(found)
     wanted = [name for name in recipe.baselines if name not in found]
     found |= dict(contenders(wanted, world, note))
     ours = PUBLISHED if options.mode == "paper" else choice.chosen.retriever.name
@@ -106,18 +105,6 @@ def _ablate(found: dict[str, Retriever], choice: Choice, world: World, note: Not
     fused = choice.candidates[-1]
     contrasts["fused with counts, and not alone"] = (fused.retriever.name, NAMES[fused.ranker])
     return contrasts
-
-
-def _as_published(found: dict[str, Retriever], world: World, paper: PaperOptions, note: Note) -> None:
-    """The published model twice: with its own way to make one list of many, and with the highest scores."""
-    note(PUBLISHED)
-    own = published(world, paper)
-    fitted = fit_published(
-        PUBLISHED, own, world.task.validation, paper, lambda e, _: note(f"{PUBLISHED}, epoch {e + 1}")
-    )
-    found[PUBLISHED] = fitted
-    if fitted.slots != Slots():
-        found[PUBLISHED_BEST] = replace(fitted, name=PUBLISHED_BEST, slots=None)
 
 
 def render(report: RetrievalReport) -> Table:

@@ -54,6 +54,7 @@ class PaperOptions:
     activation: Activation = "relu"
     feedforward: int = 512  # width of the user aggregation's inner layers
     seeds: int = 10
+    policy: Literal["channels", "recency"] = "channels"  # of the seeds, whatever [train] says
     history: int = 30
     lr: float = 5e-4
     epochs: int = 20

@@ -8,7 +8,15 @@ import torch
 
 from models.xpert import XPert
 from tests.trainer.clicked import by_place
-from trainer.hinge import batch_negatives, fit_published, global_negatives, hinge, hinge_loss, published
+from trainer.hinge import (
+    batch_negatives,
+    fit_published,
+    global_negatives,
+    hinge,
+    hinge_loss,
+    published,
+    without_morphs,
+)
 from trainer.interactions import NONE
 from trainer.items import aligned, click_space
 from trainer.retrieval_options import PaperOptions, XPertOptions
@@ -137,6 +145,32 @@ def test_the_published_model_learns_and_its_scalars_stay(source: str) -> None:
     ]
     assert losses[1] <= losses[0]
     assert not found.model.prior.any() and not found.model.seed_bias.any(), "no prior, and no bias of seeds"
+
+
+def test_the_published_model_has_channels_whatever_our_own_have() -> None:
+    ours = world(policy="recency")
+    here = published(ours, PaperOptions())
+    assert (here.options.policy, here.options.seeds, here.options.history) == ("channels", 10, 30)
+    channels, recent = here.seeds(ours.task.test), published(ours, PaperOptions(policy="recency")).seeds(ours.task.test)
+    assert (channels.weights > 1).any(), "an item adds to its channel's weight"
+    assert recent.weights.max() == 1.0
+
+
+def test_without_morphs_the_seeds_ask_as_they_are_under_the_same_quotas() -> None:
+    paper = PaperOptions(seeds=3)
+    here = published(world(policy="recency"), paper)
+    found = without_morphs("", here, paper).rank(here.task.test, 9)
+    for row, (seeds, weights) in enumerate(zip(*here.seeds(here.task.test), strict=True)):
+        slate = here.slate(int(here.task.test.snapshot[row]))
+        seen = here.task.test.take(np.array([row])).seen().toarray()[0][slate.items]
+        vectors = slate.vectors.numpy()
+        each = np.full((1, 3, len(slate.items)), -np.inf)
+        for place, seed in enumerate(seeds.tolist()):
+            if seed != NONE:
+                each[0, place] = vectors @ slate.space.vectors[slate.space.rows(np.array([seed]))[0]]
+        each[0, :, seen] = -np.inf
+        wanted = best(Slots("sum", quotas=True).deal(each, weights[None], 9), slate.items, 9)
+        np.testing.assert_array_equal(found.items[row], wanted.items[0])
 
 
 # ---------------------------------------------------------------- slots

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from streams.cli import app
 from tests.trainer.clicked import ITEMS, clicks, histories
 from trainer.errors import TrainingError
-from trainer.retrieval import PUBLISHED, PUBLISHED_BEST, evaluate_items, render
+from trainer.retrieval import evaluate_items, render
+from trainer.retrieval_published import NO_CHANNELS, NO_MORPHS, PUBLISHED, PUBLISHED_BEST
 
 SMALL = """
 [train]
@@ -30,7 +31,7 @@ names = {names}
 """
 ALL = (
     '["popularity", "counts", "EASE", "nearest items", "PinnerSage", "one vector", "one vector, ordered", "DPSR", '
-    '"XPert as published"]'
+    '"XPert as published", "XPert as published, without channels", "XPert as published, without morphs"]'
 )
 
 
@@ -126,9 +127,12 @@ def test_everybody_stands_in_the_report(made: Path) -> None:
     report = json.loads((made / "retrieval.json").read_text())
     assert {
         "popularity", "counts", "nearest + prior", "shared matrix", "residual operator", "personal operator", PUBLISHED,
-        PUBLISHED_BEST, "EASE", "nearest items", "PinnerSage", "one vector", "one vector, ordered", "DPSR",
+        PUBLISHED_BEST, NO_CHANNELS, NO_MORPHS, "EASE", "nearest items", "PinnerSage", "one vector",
+        "one vector, ordered", "DPSR",
     } <= set(report["figures"])  # fmt: skip
     assert any(name.endswith("recent seeds") for name in report["figures"])
+    pairs = {(one["with_it"], one["without"]) for one in report["contrasts"]}
+    assert {(PUBLISHED, NO_CHANNELS), (PUBLISHED, NO_MORPHS)} <= pairs
     assert {"vectors from clicks", "vectors from texts"} <= set(report["validation"])
     chosen = {name: value for name, value in report["validation"].items() if not name.startswith("vectors")}
     assert chosen[report["ours"]] == max(chosen.values())
