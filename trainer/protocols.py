@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from trainer.corpus import TEST, TRAIN, VALIDATION, place_of
-from trainer.errors import TrainingError
+from trainer.errors import TrainingError, at_least_one
 from trainer.interactions import Cases, Interactions, Snapshot, Task
 
 LABELS_AT, EXAMPLE_AT = -2, -3  # without times: where the labels begin, and the last event before them
@@ -30,22 +30,28 @@ class LastItems:
     users are different ones; both are also in the training log, as in the paper.
     """
 
-    validation: int | None = 1_700  # users
+    validation: int = 1_700  # users
     test: int | None = 4_000  # users; None: all that are left
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises TrainingError for a value that cannot work."""
+        at_least_one(self, ("validation", "test"))
+
     def task(self, name: str, told: Histories, content: csr_array | np.ndarray | None, items: list[str]) -> Task:
         """`content` (N, D) and `items` (N,) name what the log may hold. Raises TrainingError when nobody has labels."""
-        log = self._log(told, items)
-        snapshots = tuple(Snapshot(at, _clicked(log.between(None, at))) for at in (EXAMPLE_AT, LABELS_AT))
         judged = [user for user, labels in enumerate(told.labels) if labels and told.items[user]]
         if len(judged) < 2:
             raise TrainingError(f"{name}: {len(judged)} users have a history and labels, and two are needed.")
         judged.sort(key=lambda user: place_of(f"{self.seed}:{told.users[user]}"))
-        aside = min(self.validation or 0, len(judged) // 2)
+        aside = min(self.validation, len(judged) // 2)
         last = None if self.test is None else aside + self.test
         parts = {VALIDATION: sorted(judged[:aside]), TEST: sorted(judged[aside:last])}
+        log = self._log(told, items)
+        snapshots = tuple(Snapshot(at, _clicked(log.between(None, at))) for at in (EXAMPLE_AT, LABELS_AT))
         train, covered = _drop_uncovered(self._cases(log, range(len(log.users)), EXAMPLE_AT, 0), snapshots)
+        if not len(train):
+            raise TrainingError(f"{name}: nobody's last item before the labels can be trained on. Give a longer log.")
         cases = {part: self._cases(log, chosen, LABELS_AT, 1) for part, chosen in parts.items()}
         coverage = {TRAIN: covered} | {part: _coverage(found, snapshots) for part, found in cases.items()}
         return Task(name, log, snapshots, train, cases[VALIDATION], cases[TEST], coverage, content)
@@ -107,6 +113,19 @@ class LaterDays:
     index_hours: int = 48  # an item is in the index with `index_clicks` in so many hours before the snapshot
     index_clicks: int = 5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError for a value that cannot work: a case must never be answered by what knows its label."""
+        at_least_one(self, ("train", "validation", "test", "snapshot_hours", "index_hours", "index_clicks"))
+        before = 0
+        for name in ("train_days", "validation_days", "test_days"):
+            start, end = getattr(self, name)
+            if not before <= start < end:
+                raise TrainingError(
+                    f"{name} is [{start}, {end}]: from a day that is not before {before}, up to a later one, is asked "
+                    "for. Days of training come first, then those of validation, then those of the test."
+                )
+            before = end
 
     def task(self, name: str, log: Interactions) -> Task:
         """Raises TrainingError when the log has no case for one of the parts."""

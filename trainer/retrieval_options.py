@@ -5,7 +5,7 @@ from math import exp
 from typing import Literal
 
 from models.items import Activation
-from trainer.errors import TrainingError
+from trainer.errors import TrainingError, at_least_one
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,7 @@ class XPertOptions:
 
     def __post_init__(self) -> None:
         """Raises TrainingError for a value that cannot work."""
-        for name in ("seeds", "history", "batch", "epochs", "patience", "candidates"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        at_least_one(self, ("seeds", "history", "batch", "epochs", "patience", "candidates"))
         if not 0 < self.gamma <= 1:
             raise TrainingError(f"gamma is {self.gamma}, but must lie above 0 and be at most 1.")
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,6 +144,38 @@ def test_coverage_is_the_share_of_clicks_that_the_index_held() -> None:
 def test_days_without_clicks_are_refused() -> None:
     with pytest.raises(TrainingError, match="no click to predict for test, days 9 to 9"):
         LaterDays((2, 4), (4, 5), (9, 10), index_clicks=1).task("short", clicks())
+
+
+@pytest.mark.parametrize(
+    ("days", "says"),
+    [
+        ({"train_days": (2, 4), "validation_days": (1, 2)}, r"validation_days is \[1, 2\]: from a day .* not before 4"),
+        ({"validation_days": (10, 12)}, r"validation_days is \[10, 12\]"),
+        ({"test_days": (11, 16)}, r"test_days is \[11, 16\]: from a day that is not before 12"),
+        ({"train_days": (4, 4)}, r"train_days is \[4, 4\]"),
+        ({"train_days": (-1, 4)}, r"train_days is \[-1, 4\]"),
+        ({"snapshot_hours": 0}, "snapshot_hours is 0, but must be at least 1"),
+        ({"index_hours": -2}, "index_hours is -2"),
+        ({"index_clicks": 0}, "index_clicks is 0"),
+        ({"test": 0}, "test is 0"),
+    ],
+)
+def test_days_that_would_be_answered_from_the_future_are_refused(days: dict[str, Any], says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        LaterDays(**days)
+
+
+@pytest.mark.parametrize(("counts", "says"), [({"validation": 0}, "validation is 0"), ({"test": 0}, "test is 0")])
+def test_nobody_to_validate_or_to_test_on_is_refused(counts: dict[str, int], says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        LastItems(**counts)
+
+
+def test_what_leaves_nothing_to_judge_or_to_train_on_is_refused() -> None:
+    with pytest.raises(TrainingError, match="0 users have a history"):
+        LastItems().task("empty", Histories([], [], []), None, [])
+    with pytest.raises(TrainingError, match="nobody's last item before the labels can be trained on"):
+        LastItems().task("short", Histories(["a", "b"], [["x"], ["y"]], [["z"], ["z"]]), None, ["x", "y", "z"])
 
 
 def test_sequences_are_read_with_their_attributes(tmp_path: Path) -> None:
