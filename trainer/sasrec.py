@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from trainer.errors import TooFewClicks
 from trainer.interactions import Cases, Interactions, Task
 from trainer.retrieval_metrics import strength
 from trainer.retrievers import Ranking, Score, rank_by
@@ -88,10 +89,13 @@ class SASRec:
 def fit_sasrec(
     task: Task, options: SASRecOptions, note: Callable[[int, float], None] = lambda epoch, found: None
 ) -> SASRec:
-    """Fit on all that the validation's snapshot knows; the epoch of the best validation Recall@10 + @50 is kept."""
+    """Fit on all that validation's first snapshot knows: later ones know labels of validation.
+
+    The epoch of the best validation Recall@10 + @50 is kept. Raises TooFewClicks.
+    """
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    rows = _rows(task.known(int(task.validation.snapshot.max())), options.length)
+    rows = _rows(task.known(int(task.validation.snapshot.min())), options.length)
     model = Network(len(task.log.items), options)
     found = SASRec(task, model, options)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, betas=(0.9, 0.98))
@@ -142,4 +146,6 @@ def _rows(log: Interactions, length: int) -> np.ndarray:
             row = np.zeros(length + 1, dtype=np.int64)
             row[length + 1 - len(clicked) :] = clicked + 1
             found.append(row)
+    if not found:
+        raise TooFewClicks("SASRec learns from visitors with two clicks or more, and there are none. Leave it out.")
     return np.stack(found)
