@@ -53,6 +53,13 @@ def resampled(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.stack([np.bincount(row, minlength=users) for row in picks]).astype(float)
 
 
+def paired(differences: np.ndarray, seed: int = 0) -> Figure:
+    """The mean of paired differences (N,), with its interval."""
+    weighed = [weights @ differences for weights in resampled(len(differences), RESAMPLES, seed)]
+    low, high = np.quantile(np.concatenate(weighed) / len(differences), [0.025, 0.975])
+    return Figure(float(differences.mean()), float(low), float(high))
+
+
 def _draw(scores: Mapping[str, Scores], users: int, seed: int, resamples: int) -> dict[str, _Drawn]:
     parts: dict[str, dict[str, list[np.ndarray]]] = {
         name: {key: [value] for key, value in one.measure(np.ones((1, users))).items()} for name, one in scores.items()

@@ -37,6 +37,7 @@ class _Fitted:
     ours: str
     contrasts: dict[str, tuple[str, str]]
     validation: dict[str, float]
+    choice: list[str]
 
 
 def evaluate_items(recipe: Path, log: Path, report: Path, progress: Any = None, seed: int = 0) -> RetrievalReport:
@@ -58,7 +59,9 @@ def evaluate_items(recipe: Path, log: Path, report: Path, progress: Any = None, 
             rankings[name] = retriever.rank(task.test, DEPTH)
         note("figures and pictures")
         judged = Judged.of(task, task.test)
-        composed = compose(task, judged, rankings, fitted.ours, seed, fitted.contrasts, fitted.validation)
+        composed = compose(
+            task, judged, rankings, fitted.ours, seed, fitted.contrasts, fitted.validation, fitted.choice
+        )
         report.mkdir(parents=True, exist_ok=True)
         write_rankings(judged, rankings, report)
         write(composed, report)
@@ -87,7 +90,7 @@ def _fit(task: Task, recipe: ItemsRecipe, note: Note) -> _Fitted:
     ours = PUBLISHED if options.mode == "paper" else choice.chosen.retriever.name
     validation = {f"vectors from {name}": value for name, value in by_space.items()}
     validation |= {one.retriever.name: one.found for one in choice.candidates}
-    return _Fitted(found, ours, contrasts, validation)
+    return _Fitted(found, ours, contrasts, validation, choice.why)
 
 
 def _ablate(found: dict[str, Retriever], choice: Choice, world: World, note: Note) -> dict[str, tuple[str, str]]:

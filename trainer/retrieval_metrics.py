@@ -45,13 +45,25 @@ def measure(hit: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> dict[str
     return found | {f"precision_{k}": hit[:, :k].sum(axis=1) / k for k in (1, 3)}
 
 
+def recalls(items: np.ndarray, cases: Cases, k: int) -> np.ndarray:
+    """(C,) Recall@k of each case, of ranked items (C, >= k)."""
+    found: np.ndarray = hits(items[:, :k], cases).sum(axis=1) / positives(cases)
+    return found
+
+
 def recall(items: np.ndarray, cases: Cases, k: int) -> float:
     """Mean Recall@k of ranked items (C, >= k)."""
-    return float((hits(items[:, :k], cases).sum(axis=1) / positives(cases)).mean())
+    return float(recalls(items, cases, k).mean())
+
+
+def strengths(ranking: Ranking, cases: Cases) -> np.ndarray:
+    """(C,) Recall@10 + Recall@50 of each case: what validation compares."""
+    found: np.ndarray = recalls(ranking.items, cases, 10) + recalls(ranking.items, cases, 50)
+    return found
 
 
 def strength(ranking: Ranking, cases: Cases) -> float:
-    """Recall@10 + Recall@50: what validation compares."""
+    """Mean Recall@10 + Recall@50."""
     return recall(ranking.items, cases, 10) + recall(ranking.items, cases, 50)
 
 

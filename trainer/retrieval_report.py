@@ -1,6 +1,6 @@
 """retrieval.json: every figure of every retriever with its interval, and what it says in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ class RetrievalReport(msgspec.Struct, frozen=True):
     parts: dict[str, Part]
     contrasts: list[Contrast]
     validation: dict[str, float]  # Recall@10 + Recall@50 of what validation chose among
+    choice: list[str]  # why personal ones were among them or not
     depths: dict[str, list[float]]  # Recall@1 to @100
     by_clicks: dict[str, list[Bin]]
     definitions: dict[str, str]
@@ -95,10 +96,11 @@ def compose(
     seed: int = 0,
     contrasts: Mapping[str, tuple[str, str]] | None = None,
     validation: Mapping[str, float] | None = None,
+    choice: Sequence[str] = (),
 ) -> RetrievalReport:
     """The report of what each retriever ranked for the judged cases; `ours` is the one that validation chose.
 
-    `contrasts`: by question, a retriever with something and one without.
+    `contrasts`: by question, a retriever with something and one without. `validation`, `choice`: as in the report.
     """
     cases = judged.cases
     labels = positives(cases)
@@ -132,6 +134,7 @@ def compose(
         parts=parts,
         contrasts=answers,
         validation=dict(validation or {}),
+        choice=list(choice),
         depths={name: (one.hit.cumsum(axis=1) / labels[:, None]).mean(axis=0).tolist() for name, one in found.items()},
         by_clicks={name: _by_clicks(judged, ranking) for name, ranking in rankings.items()},
         definitions=MEASURES,

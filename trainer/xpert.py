@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from models.xpert import NEVER, XPert
 from trainer.errors import TrainingError
 from trainer.interactions import NONE, Cases
-from trainer.retrieval_metrics import hits, positives, strength
+from trainer.retrieval_metrics import strength, strengths
 from trainer.retrieval_options import XPertOptions
 from trainer.retrievers import BATCH, Ranking, Score, best, rank_by
 from trainer.slates import Batch, Examples, Slate, World, looked_up, trimmed
@@ -134,8 +134,7 @@ def _by_prior(without: "XPertRetriever", cases: Cases, weights: np.ndarray) -> n
             masked = np.where(some.seen()[:, slate.items].toarray(), -np.inf, score(some)[0])
             for place, weight in enumerate(weights.T):
                 prior = weight[some.opens.astype(int)][:, None] * log_clicks
-                hit = hits(best(masked + prior.astype(np.float32), slate.items, 50).items, some)
-                found[part, place] = (hit[:, :10].sum(axis=1) + hit.sum(axis=1)) / positives(some)
+                found[part, place] = strengths(best(masked + prior.astype(np.float32), slate.items, 50), some)
     return found
 
 
