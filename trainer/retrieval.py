@@ -11,6 +11,7 @@ from rich.text import Text
 
 from trainer.errors import TrainingError
 from trainer.interactions import Task
+from trainer.items import Space
 from trainer.rankings import Judged, write_rankings
 from trainer.retrieval_choice import NAMES, Choice, choose, fit_operator, other_policy
 from trainer.retrieval_contenders import COUNTS, POPULARITY, best_counts, best_popularity, contenders, windows
@@ -38,6 +39,7 @@ class _Fitted:
     contrasts: dict[str, tuple[str, str]]
     validation: dict[str, float]
     choice: list[str]
+    spaces: list[Space]
 
 
 def evaluate_items(recipe: Path, log: Path, report: Path, progress: Any = None, seed: int = 0) -> RetrievalReport:
@@ -58,7 +60,7 @@ def evaluate_items(recipe: Path, log: Path, report: Path, progress: Any = None, 
             note(f"ranking by {name}")
             rankings[name] = retriever.rank(task.test, DEPTH)
         note("figures and pictures")
-        judged = Judged.of(task, task.test)
+        judged = Judged.of(task, task.test, fitted.spaces)
         composed = compose(
             task, judged, rankings, fitted.ours, seed, fitted.contrasts, fitted.validation, fitted.choice
         )
@@ -90,7 +92,7 @@ def _fit(task: Task, recipe: ItemsRecipe, note: Note) -> _Fitted:
     ours = PUBLISHED if options.mode == "paper" else choice.chosen.retriever.name
     validation = {f"vectors from {name}": value for name, value in by_space.items()}
     validation |= {one.retriever.name: one.found for one in choice.candidates}
-    return _Fitted(found, ours, contrasts, validation, choice.why)
+    return _Fitted(found, ours, contrasts, validation, choice.why, spaces.of)
 
 
 def _ablate(found: dict[str, Retriever], choice: Choice, world: World, note: Note) -> dict[str, tuple[str, str]]:

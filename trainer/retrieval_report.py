@@ -17,6 +17,7 @@ REPORT = "retrieval.json"
 DEPTH = 100  # items of each list
 LONG = 12  # clicks of a long history
 FEWEST = 20  # cases of a part that has figures of its own
+SEEDED = "with a seed"  # XPert's own figures leave out who has none
 BINS = 5  # of labels by their clicks
 HEADLINE = ("recall_10", "recall_50", "recall_100", "ndcg_10", "ndcg_100", "mrr_100", "auc_100", "precision_1")
 
@@ -64,6 +65,7 @@ class RetrievalReport(msgspec.Struct, frozen=True):
 
     task: str
     cases: int
+    seedless: int  # of them: nothing in the history has a vector, so no seed can ask; they count in every mean
     ours: str
     rival: str  # the best of the others by Recall@10 and @50
     seed: int
@@ -114,7 +116,7 @@ def compose(
     for what, rows in masks.items():
         part = bootstrap({name: one.values[rows] for name, one in found.items()}, ours, seed)
         parts[what] = Part(int(rows.sum()), *part)
-    everybody = {"all": np.ones(len(cases), dtype=bool)} | masks
+    everybody = {"all": np.ones(len(cases), dtype=bool)} | {one: rows for one, rows in masks.items() if one != SEEDED}
     answers = [
         Contrast(question, *pair, _contrast({name: found[name].values for name in pair}, *pair, everybody, seed))
         for question, pair in (contrasts or {}).items()
@@ -123,6 +125,7 @@ def compose(
     return RetrievalReport(
         task=task.name,
         cases=len(cases),
+        seedless=int((~judged.seeded).sum()),
         ours=ours,
         rival=rival,
         seed=seed,
@@ -190,6 +193,7 @@ def _parts(judged: Judged) -> dict[str, np.ndarray]:
     opens, longs = judged.cases.opens, judged.history >= LONG
     found = {"within a session": ~opens, "first of a session": opens} if opens.any() else {}
     found |= {f"fewer than {LONG} clicks known": ~longs, f"{LONG} clicks or more known": longs}
+    found[SEEDED] = judged.seeded
     return {what: rows for what, rows in found.items() if FEWEST <= rows.sum() < len(rows)}
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from streams.cli import app
 from tests.trainer.clicked import ITEMS, clicks, histories
 from trainer.errors import TrainingError
+from trainer.protocols import Histories
 from trainer.retrieval import evaluate_items, render
 from trainer.retrieval_published import NO_CHANNELS, NO_MORPHS, PUBLISHED, PUBLISHED_BEST
 
@@ -35,8 +36,19 @@ ALL = (
 )
 
 
-def sequences(directory: Path, train: str = "", names: str = ALL) -> tuple[Path, Path]:
+def everybody() -> Histories:
+    """Among them some who clicked only what nobody else did: nothing of it has a vector."""
     told = histories()
+    alone = [f"v{user}" for user in range(30)]
+    return Histories(
+        [*told.users, *alone],
+        [*told.items, *([f"{user}a", f"{user}b"] for user in alone)],
+        [*told.labels, *(ITEMS[:2] for _ in alone)],
+    )
+
+
+def sequences(directory: Path, train: str = "", names: str = ALL) -> tuple[Path, Path]:
+    told = everybody()
     rows = zip(told.users, told.items, told.labels, strict=True)
     (directory / "log.txt").write_text(
         "".join(f"{' '.join([user, *items, *labels])}\n" for user, items, labels in rows)
@@ -123,6 +135,18 @@ def test_every_figure_follows_from_the_parquet_file(made: Path) -> None:
         assert contrast["differences"]["all"]["recall_50"]["mean"] == pytest.approx(apart)
 
 
+def test_who_has_no_seed_counts_but_is_told_of(made: Path) -> None:
+    report = json.loads((made / "retrieval.json").read_text())
+    rows = [row for row in pq.read_table(made / "retrieval.parquet").to_pylist() if row["predictor"] == report["ours"]]
+    without = [row for row in rows if not row["seeded"]]
+    assert 0 < report["seedless"] == len(without) == sum(row["user_id"].startswith("v") for row in rows)
+    part = report["parts"]["with a seed"]
+    assert part["cases"] == len(rows) - len(without)
+    seeded = [plain_figures(row)["recall_10"] for row in rows if row["seeded"]]
+    assert part["figures"][report["ours"]]["recall_10"]["mean"] == pytest.approx(np.mean(seeded))
+    assert f"Of the visitors, {len(without)} have\nno seed" in (made / "retrieval.html").read_text()
+
+
 def test_everybody_stands_in_the_report(made: Path) -> None:
     report = json.loads((made / "retrieval.json").read_text())
     assert {
@@ -144,7 +168,7 @@ def test_everybody_stands_in_the_report(made: Path) -> None:
 
 
 def test_nobody_is_shown_what_they_have_seen_and_seeds_are_of_the_history(made: Path) -> None:
-    told = histories()
+    told = everybody()
     before = {user: set(items) for user, items in zip(told.users, told.items, strict=True)}
     after = {user: labels for user, labels in zip(told.users, told.labels, strict=True)}
     for row in pq.read_table(made / "retrieval.parquet").to_pylist():
