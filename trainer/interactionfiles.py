@@ -13,6 +13,7 @@ from trainer.errors import TrainingError
 from trainer.interactions import Interactions
 from trainer.protocols import Histories
 
+CLICK_COLUMNS = ("user_id", "session_id", "article_id", "ts_ms")
 LABELS = 2  # of a sequence: its last two items (XPert, AmazonReviews)
 TRAIN_FILE, TEST_FILE, FEATURES_FILE = "final_data_train.txt", "final_data_test.txt", "item_features.txt"
 
@@ -41,20 +42,32 @@ def read_attributes(path: Path, items: list[str]) -> csr_array:
             f"{path} cannot be read as attributes of items ({error}). Give JSON: item -> [1, 2]."
         ) from None
     places = [(row, attribute) for row, item in enumerate(items) for attribute in set(told.get(item, ()))]
+    if not places:
+        raise TrainingError(f"{path} has attributes for none of the {len(items):,} items of the log. Is it another's?")
     rows, columns = np.array(places, dtype=np.int64).reshape(-1, 2).T
-    shape = (len(items), int(columns.max(initial=-1)) + 1)
+    shape = (len(items), int(columns.max()) + 1)
     return csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
 
 
 def read_clicks(path: Path) -> Interactions:
     """Parquet with user_id, session_id, article_id and ts_ms, one row a click, in any order. Raises TrainingError."""
     try:
-        table = pq.read_table(path, columns=["user_id", "session_id", "article_id", "ts_ms"])
+        table = pq.read_table(path, columns=list(CLICK_COLUMNS))
+        times = table["ts_ms"].cast(pa.int64())
     except (pa.ArrowException, OSError) as error:
-        raise TrainingError(f"{path} cannot be read as clicks ({error}).") from None
+        raise TrainingError(
+            f"{path} cannot be read as clicks ({error}). Give Parquet with {', '.join(CLICK_COLUMNS)}."
+        ) from None
+    for name in CLICK_COLUMNS:
+        if table[name].null_count:
+            raise TrainingError(
+                f"{path}: {table[name].null_count:,} rows have null in the column {name}. Take them out."
+            )
+    if not table.num_rows:
+        raise TrainingError(f"{path} holds no click. Give another file.")
     users, user = np.unique(table["user_id"].to_numpy(), return_inverse=True)
     items, item = np.unique(table["article_id"].to_numpy(), return_inverse=True)
-    ts, session = table["ts_ms"].to_numpy(), table["session_id"].to_numpy()
+    ts, session = times.to_numpy(), table["session_id"].to_numpy()
     order = np.lexsort((ts, user))
     user, session = user[order], session[order]
     first = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
@@ -64,7 +77,7 @@ def read_clicks(path: Path) -> Interactions:
         items=[str(one) for one in items.tolist()],
         first=first,
         item=item[order].astype(np.int32),
-        ts=ts[order].astype(np.int64),
+        ts=ts[order],
         session=(turned - turned[np.minimum(first[:-1], len(turned) - 1)][user]).astype(np.int32),
     )
 

@@ -49,11 +49,10 @@ def evaluate_items(recipe: Path, log: Path, report: Path, progress: Any = None, 
     `seed` is that of the resamples. Raises TrainingError.
     """
     read = read_items_recipe(Path(recipe))
+    _make(report)
     with _noting(progress) as note:
         note("reading the log")
         task = read.task(Path(log))
-        if not len(task.test):
-            raise TrainingError(f"{log} has no case to test on. Give a longer log, or fewer validation cases.")
         fitted = _fit(task, read, note)
         rankings: dict[str, Ranking] = {}
         for name, retriever in fitted.retrievers.items():
@@ -64,11 +63,20 @@ def evaluate_items(recipe: Path, log: Path, report: Path, progress: Any = None, 
         composed = compose(
             task, judged, rankings, fitted.ours, seed, fitted.contrasts, fitted.validation, fitted.choice
         )
-        report.mkdir(parents=True, exist_ok=True)
         write_rankings(judged, rankings, report)
         write(composed, report)
         write_page(composed, judged, rankings[fitted.ours], report)
     return composed
+
+
+def _make(report: Path) -> None:
+    """The directory, before hours are spent on what goes into it."""
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"{report} cannot be a directory for the report ({error.strerror}). Name another."
+        ) from None
 
 
 def _fit(task: Task, recipe: ItemsRecipe, note: Note) -> _Fitted:

@@ -7,7 +7,6 @@ from itertools import product
 from typing import TypeVar
 
 from trainer.covisits import CoVisits
-from trainer.errors import TrainingError
 from trainer.interactions import Task
 from trainer.protocols import HOUR_MS
 from trainer.retrieval_baselines import EASE, Counts, Nearest, Popularity, recent_seeds, ward_medoids
@@ -25,6 +24,7 @@ POWERS = (0.5, 1.0)
 NETWORKS: dict[str, Query] = {"one vector": "user", "DPSR": "pair", "one vector, ordered": "order"}
 R = TypeVar("R", bound=Retriever)
 POPULARITY, COUNTS = "popularity", "counts"
+Note = Callable[[str], None]
 
 
 def best_on_validation(settings: Sequence[R], task: Task) -> R:
@@ -52,39 +52,21 @@ def windows(task: Task) -> list[int | None]:
     return [hours * HOUR_MS for hours in WINDOWS_H] if task.log.timed else [None]
 
 
-def contenders(names: Sequence[str], world: World, note: Callable[[str], None]) -> Iterator[tuple[str, Retriever]]:
-    """The baselines of these names, fitted; `note` hears which one is next. Raises TrainingError for another name.
-
-    The world's options say how the networks are trained.
-    """
-    ways = _ways(world, note)
-    for name in names:
-        if name not in ways:
-            raise TrainingError(f"there is no baseline {name!r}. There are {', '.join(ways)}.")
-    for name in names:
-        note(name)
-        yield name, ways[name]()
+def _ease(world: World, note: Note) -> Retriever:
+    return best_on_validation([EASE(world.task, span=span) for span in windows(world.task)], world.task)
 
 
-def _ways(world: World, note: Callable[[str], None]) -> dict[str, Callable[[], Retriever]]:
-    """By name, what makes a baseline."""
-    task, spans, seed = world.task, windows(world.task), world.options.seed
-    ways: dict[str, Callable[[], Retriever]] = {
-        POPULARITY: lambda: best_popularity(task, spans),
-        COUNTS: lambda: best_counts(task, spans),
-        "EASE": lambda: best_on_validation([EASE(task, span=span) for span in spans], task),
-        "nearest items": lambda: best_on_validation(
-            [Nearest(task, world.spaces, recent_seeds(count)) for count in SEEDS], task
-        ),
-        "PinnerSage": lambda: Nearest(task, world.spaces, ward_medoids, "PinnerSage"),
-        "SASRec": lambda: fit_sasrec(
-            task, SASRecOptions(seed=seed), lambda epoch, _: note(f"SASRec, epoch {epoch + 1}")
-        ),
-    }
-    return ways | {name: partial(_trained, name, world, note) for name in NETWORKS}
+def _nearest(world: World, note: Note) -> Retriever:
+    settings = [Nearest(world.task, world.spaces, recent_seeds(count)) for count in SEEDS]
+    return best_on_validation(settings, world.task)
 
 
-def _trained(name: str, world: World, note: Callable[[str], None]) -> Retriever:
+def _sasrec(world: World, note: Note) -> Retriever:
+    options = SASRecOptions(seed=world.options.seed)
+    return fit_sasrec(world.task, options, lambda epoch, _: note(f"SASRec, epoch {epoch + 1}"))
+
+
+def _trained(name: str, world: World, note: Note) -> Retriever:
     query = NETWORKS[name]
     if query != "pair":  # one query a visitor needs no more than one seed, to know that there is a history
         world = world.but(replace(world.options, seeds=1))
@@ -93,3 +75,25 @@ def _trained(name: str, world: World, note: Callable[[str], None]) -> Retriever:
     fit(model, train, world.task.validation, world.options, note=lambda epoch, _: note(f"{name}, epoch {epoch + 1}"))
     tune_prior(model, world, world.task.validation)
     return XPertRetriever(name, model, world)
+
+
+# By name, what makes a baseline.
+WAYS: dict[str, Callable[[World, Note], Retriever]] = {
+    POPULARITY: lambda world, note: best_popularity(world.task, windows(world.task)),
+    COUNTS: lambda world, note: best_counts(world.task, windows(world.task)),
+    "EASE": _ease,
+    "nearest items": _nearest,
+    "PinnerSage": lambda world, note: Nearest(world.task, world.spaces, ward_medoids, "PinnerSage"),
+    "SASRec": _sasrec,
+    **{name: partial(_trained, name) for name in NETWORKS},
+}
+
+
+def contenders(names: Sequence[str], world: World, note: Note) -> Iterator[tuple[str, Retriever]]:
+    """The baselines of these names in `WAYS`, fitted; `note` hears which one is next.
+
+    The world's options say how the networks are trained.
+    """
+    for name in names:
+        note(name)
+        yield name, WAYS[name](world, note)

@@ -1,5 +1,6 @@
 """How retrieval is trained: the better default, and the settings that XPert was published with."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp
 from typing import Literal
@@ -34,7 +35,9 @@ class XPertOptions:
 
     def __post_init__(self) -> None:
         """Raises TrainingError for a value that cannot work."""
-        at_least_one(self, ("seeds", "history", "batch", "epochs", "patience", "candidates"))
+        counts = ("seeds", "clusters", "history", "batch", "epochs", "patience", "candidates")
+        at_least_one(self, (*counts, "space_ms", "popularity_ms"))
+        _above_zero(self, ("lr", "scalar_lr"))
         if not 0 < self.gamma <= 1:
             raise TrainingError(f"gamma is {self.gamma}, but must lie above 0 and be at most 1.")
 
@@ -60,3 +63,14 @@ class PaperOptions:
     quotas: bool = True  # places of the list are dealt to the seeds by their weight; else the highest scores win
     quota_power: float = 0.6  # of a seed's weight
     refill: bool = False  # places that are left go to the highest of the rest
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError for a value that cannot work."""
+        at_least_one(self, ("negatives", "heads", "feedforward", "seeds", "history", "epochs"))
+        _above_zero(self, ("lr",))
+
+
+def _above_zero(options: object, names: Iterable[str]) -> None:
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise TrainingError(f"{name} is {getattr(options, name)}, but must lie above 0.")

@@ -18,8 +18,11 @@ from trainer.interactionfiles import read_attributes, read_clicks, read_released
 from trainer.interactions import Task
 from trainer.protocols import LastItems, LaterDays
 from trainer.recipes import fill
+from trainer.retrieval_contenders import WAYS
 from trainer.retrieval_options import PaperOptions, XPertOptions
+from trainer.retrieval_published import NAMES as AS_PUBLISHED
 
+CONTENDERS = (*WAYS, *AS_PUBLISHED)
 TABLES = ("log", "last_items", "later_days", "train", "paper", "baselines")
 
 
@@ -30,12 +33,23 @@ class ItemLog:
     format: Literal["sequences", "clicks", "released"]
     attributes: str | None = None  # a file beside the log: attributes of the items of sequences
 
+    def __post_init__(self) -> None:
+        """Raises TrainingError for a value that would do nothing."""
+        if self.attributes is not None and self.format != "sequences":
+            raise TrainingError(f"attributes are read for sequences, not for a log of {self.format}. Leave them out.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """Who stands beside the trained retrievers: the names in `trainer.retrieval_contenders`, "XPert as published"."""
+    """Who stands beside the trained retrievers: `CONTENDERS`."""
 
     names: tuple[str, ...] = ("popularity", "counts", "nearest items")
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError for a name that nobody has."""
+        for name in self.names:
+            if name not in CONTENDERS:
+                raise TrainingError(f"there is no baseline {name!r}. There are {', '.join(CONTENDERS)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,4 +95,11 @@ def read_items_recipe(path: Path) -> ItemsRecipe:
         raise TrainingError(f"recipe {path}: a log of {log.format} is divided by [{wanted}], not by [{unwanted}].")
     protocol = table(wanted, LaterDays if wanted == "later_days" else LastItems)
     options, paper = table("train", XPertOptions), table("paper", PaperOptions)
+    if isinstance(protocol, LastItems):
+        for name in ("space_ms", "popularity_ms"):
+            if getattr(options, name) is not None:
+                raise TrainingError(
+                    f"recipe {path}, [train]: {name} is a window of time, but [last_items] goes by the order of "
+                    "clicks, not by their times. Leave it out."
+                )
     return ItemsRecipe(log, protocol, options, paper, table("baselines", Baselines).names)

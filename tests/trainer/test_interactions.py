@@ -190,6 +190,8 @@ def test_sequences_are_read_with_their_attributes(tmp_path: Path) -> None:
         read_sequences(tmp_path / "s.txt")
     with pytest.raises(TrainingError, match="cannot be read as attributes"):
         read_attributes(tmp_path / "s.txt", ["a"])
+    with pytest.raises(TrainingError, match="attributes for none of the 2 items of the log"):
+        read_attributes(tmp_path / "attributes.json", ["x", "y"])
 
 
 def test_clicks_are_read_in_any_order(tmp_path: Path) -> None:
@@ -204,6 +206,28 @@ def test_clicks_are_read_in_any_order(tmp_path: Path) -> None:
     assert log.session.tolist() == [0, 1, 1, 0, 0, 1]
     with pytest.raises(TrainingError, match="cannot be read as clicks"):
         read_clicks(tmp_path / "absent.parquet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"user_id": [1, None]}, "1 rows have null in the column user_id"),
+        ({"article_id": [None, None]}, "2 rows have null in the column article_id"),
+        ({"ts_ms": ["noon", "night"]}, "cannot be read as clicks .*Give Parquet with user_id, session_id"),
+        ({"ts_ms": None}, "cannot be read as clicks"),
+        ({"user_id": [], "session_id": [], "article_id": [], "ts_ms": []}, "holds no click"),
+    ],
+)
+def test_what_is_wrong_with_clicks_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    columns = {"user_id": [1, 2], "session_id": [1, 2], "article_id": [5, 6], "ts_ms": [10, 20]} | changes
+    held = {
+        name: pa.array(values, pa.int64() if not values else None)
+        for name, values in columns.items()
+        if values is not None
+    }
+    pq.write_table(pa.table(held), tmp_path / "c.parquet")
+    with pytest.raises(TrainingError, match=says):
+        read_clicks(tmp_path / "c.parquet")
 
 
 RELEASED = {

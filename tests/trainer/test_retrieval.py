@@ -191,8 +191,9 @@ def test_in_mode_paper_the_published_model_is_ours(tmp_path: Path) -> None:
     assert found.ours == PUBLISHED
 
 
-def test_what_is_wrong_with_a_recipe_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="there is no baseline 'EAZE'"):
-        evaluate_items(*sequences(tmp_path, names='["EAZE"]'), tmp_path / "report")
-    with pytest.raises(TrainingError, match="gamma is 1"):
-        evaluate_items(*sequences(tmp_path, train="gamma = 1.5"), tmp_path / "report")
+def test_where_the_report_goes_is_settled_before_anything_is_fitted(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("a file")
+    recipe, log = sequences(tmp_path)
+    log.unlink()
+    with pytest.raises(TrainingError, match="report cannot be a directory for the report"):
+        evaluate_items(recipe, log, tmp_path / "report")
