@@ -1,4 +1,4 @@
-"""Readers of logs of items: Amazon Beauty's sequences, Globo's clicks, AmazonReviews-1M as it was released."""
+"""Readers of logs of items: Amazon Beauty's sequences, Globo's clicks, AmazonReviews-1M as released, session files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
+from trainer.corpus import read_table
 from trainer.errors import TrainingError
 from trainer.interactions import Interactions
 from trainer.protocols import Histories
+from trainer.sessionitems import read_item_log
 
 CLICK_COLUMNS = ("user_id", "session_id", "article_id", "ts_ms")
 LABELS = 2  # of a sequence: its last two items (XPert, AmazonReviews)
@@ -80,6 +82,31 @@ def read_clicks(path: Path) -> Interactions:
         ts=ts[order],
         session=(turned - turned[np.minimum(first[:-1], len(turned) - 1)][user]).astype(np.int32),
     )
+
+
+def read_sessions(path: Path) -> Interactions:
+    """The items of session files, a directory or one file, as the archive and `replay --sessions` write them.
+
+    Raises TrainingError.
+    """
+    read_table(path)  # says what is wrong with any of the files
+    log = read_item_log([path])
+    if log is None:
+        raise TrainingError(f"no session of {path} has items. Give sessions of events that have an item_id.")
+    return log
+
+
+def first_clicks(log: Interactions) -> Histories:
+    """Each item once, where its user first clicked it: what comes again is no news. The last two items are the labels
+    of users who have more than these; the others teach.
+    """
+    items, labels = [], []
+    for start, end in zip(log.first[:-1].tolist(), log.first[1:].tolist(), strict=True):
+        clicked = [log.items[item] for item in dict.fromkeys(log.item[start:end].tolist())]
+        last = LABELS if len(clicked) > LABELS else 0
+        items.append(clicked[: len(clicked) - last])
+        labels.append(clicked[len(clicked) - last :])
+    return Histories(log.users, items, labels)
 
 
 def read_released(directory: Path) -> tuple[Histories, list[str], np.ndarray]:

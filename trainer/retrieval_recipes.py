@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import TrainingError
-from trainer.interactionfiles import read_attributes, read_clicks, read_released, read_sequences
+from trainer.interactionfiles import (
+    first_clicks,
+    read_attributes,
+    read_clicks,
+    read_released,
+    read_sequences,
+    read_sessions,
+)
 from trainer.interactions import Task
 from trainer.protocols import LastItems, LaterDays
 from trainer.recipes import fill
@@ -22,15 +29,19 @@ from trainer.retrieval_contenders import WAYS
 from trainer.retrieval_options import PaperOptions, XPertOptions
 from trainer.retrieval_published import NAMES as AS_PUBLISHED
 
+DIVISIONS = {  # how a log may be divided; the first unless another is given
+    "sequences": ["last_items"], "clicks": ["later_days"], "released": ["last_items"],
+    "sessions": ["later_days", "last_items"],
+}  # fmt: skip
 CONTENDERS = (*WAYS, *AS_PUBLISHED)
 TABLES = ("log", "last_items", "later_days", "train", "paper", "baselines")
 
 
 @dataclasses.dataclass(frozen=True)
 class ItemLog:
-    """What the log is: a file of sequences or of clicks, or the directory of AmazonReviews-1M as released."""
+    """What the log is: a file of sequences or of clicks, session files, or the directory of AmazonReviews-1M."""
 
-    format: Literal["sequences", "clicks", "released"]
+    format: Literal["sequences", "clicks", "released", "sessions"]
     attributes: str | None = None  # a file beside the log: attributes of the items of sequences
 
     def __post_init__(self) -> None:
@@ -65,8 +76,12 @@ class ItemsRecipe:
     def task(self, path: Path) -> Task:
         """The task that the protocol makes of the log at `path`. Raises TrainingError."""
         name = path.stem
-        if isinstance(self.protocol, LaterDays):
-            return self.protocol.task(name, read_clicks(path))
+        if self.log.format in ("clicks", "sessions"):
+            log = (read_clicks if self.log.format == "clicks" else read_sessions)(path)
+            if isinstance(self.protocol, LaterDays):
+                return self.protocol.task(name, log)
+            return self.protocol.task(name, first_clicks(log), None, log.items)
+        assert isinstance(self.protocol, LastItems)
         if self.log.format == "released":
             told, items, vectors = read_released(path)
             return self.protocol.task(name, told, vectors, items)
@@ -90,9 +105,7 @@ def read_items_recipe(path: Path) -> ItemsRecipe:
         return fill(f"recipe {path}, [{name}]", content.get(name, {}), kind)
 
     log = table("log", ItemLog)
-    wanted, unwanted = ("later_days", "last_items") if log.format == "clicks" else ("last_items", "later_days")
-    if unwanted in content:
-        raise TrainingError(f"recipe {path}: a log of {log.format} is divided by [{wanted}], not by [{unwanted}].")
+    wanted = _division(path, log, [name for name in ("later_days", "last_items") if name in content])
     protocol = table(wanted, LaterDays if wanted == "later_days" else LastItems)
     options, paper = table("train", XPertOptions), table("paper", PaperOptions)
     if isinstance(protocol, LastItems):
@@ -103,3 +116,16 @@ def read_items_recipe(path: Path) -> ItemsRecipe:
                     "clicks, not by their times. Leave it out."
                 )
     return ItemsRecipe(log, protocol, options, paper, table("baselines", Baselines).names)
+
+
+def _division(path: Path, log: ItemLog, given: list[str]) -> str:
+    """The table that says how the log is divided. Raises TrainingError."""
+    allowed = DIVISIONS[log.format]
+    for name in given:
+        if name not in allowed:
+            raise TrainingError(f"recipe {path}: a log of {log.format} is divided by [{allowed[0]}], not by [{name}].")
+    if len(given) > 1:
+        raise TrainingError(
+            f"recipe {path}: [{given[0]}] and [{given[1]}] cannot both divide the log. Give one of them."
+        )
+    return given[0] if given else allowed[0]

@@ -1,6 +1,10 @@
 """Made-up clicks on items: visitors who stay with the items of one kind, with times and without."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from trainer.interactions import Interactions, Task
 from trainer.protocols import DAY_MS, HOUR_MS, Histories, LastItems, LaterDays
@@ -52,6 +56,25 @@ def clicks(users: int = 150, days: int = 6, seed: int = 0) -> Interactions:
         ts=np.array(ts, dtype=np.int64) + 1_500_000_000_000,
         session=np.array(session, dtype=np.int32),
     )
+
+
+def sessions(log: Interactions, directory: Path) -> Path:
+    """The log as session files, some of whose events have no item."""
+    rows = []
+    for user, name in enumerate(log.users):
+        events = range(int(log.first[user]), int(log.first[user + 1]))
+        for number in sorted({int(log.session[event]) for event in events}):
+            inside = [event for event in events if log.session[event] == number]
+            times = [int(log.ts[event]) for event in inside]
+            rows.append({
+                "user_id": name, "session_id": f"{name}-{number}", "number": number + 1, "start_ms": times[0] - 5,
+                "end_ms": times[-1], "pages": ["home", *["item"] * len(inside)], "page_ts_ms": [times[0] - 5, *times],
+                "cart": False, "purchase": False, "items": [None, *(log.items[log.item[event]] for event in inside)],
+            })  # fmt: skip
+    directory.mkdir(exist_ok=True)
+    for place, part in enumerate((rows[: len(rows) // 2], rows[len(rows) // 2 :])):
+        pq.write_table(pa.Table.from_pylist(part), directory / f"{place}.parquet")
+    return directory
 
 
 DAYS = LaterDays((2, 4), (4, 5), (5, 6), train=80, validation=40, test=40, index_clicks=8)

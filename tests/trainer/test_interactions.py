@@ -9,10 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.clicked import DAYS, ITEMS, by_days, by_place, clicks, histories
+from tests.trainer.clicked import DAYS, ITEMS, by_days, by_place, clicks, histories, sessions
 from trainer.errors import TrainingError
-from trainer.interactionfiles import read_attributes, read_clicks, read_released, read_sequences
-from trainer.interactions import Cases, Task
+from trainer.interactionfiles import (
+    first_clicks,
+    read_attributes,
+    read_clicks,
+    read_released,
+    read_sequences,
+    read_sessions,
+)
+from trainer.interactions import Cases, Interactions, Task
 from trainer.protocols import DAY_MS, HOUR_MS, Histories, LastItems, LaterDays
 
 TASKS = {"by place": by_place, "by days": by_days}
@@ -228,6 +235,44 @@ def test_what_is_wrong_with_clicks_is_named(tmp_path: Path, changes: dict[str, A
     pq.write_table(pa.table(held), tmp_path / "c.parquet")
     with pytest.raises(TrainingError, match=says):
         read_clicks(tmp_path / "c.parquet")
+
+
+def test_session_files_are_the_log_that_their_clicks_are(tmp_path: Path) -> None:
+    made = clicks(users=40)  # no two sessions of one of them overlap
+    columns = {
+        "user_id": np.array(made.users)[made.user], "session_id": made.user * 100 + made.session,
+        "article_id": np.array(made.items)[made.item], "ts_ms": made.ts,
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    wanted, found = read_clicks(tmp_path / "c.parquet"), read_sessions(sessions(made, tmp_path / "sessions"))
+    assert (found.users, found.items) == (wanted.users, wanted.items)
+    for one in ("first", "item", "ts", "session"):
+        np.testing.assert_array_equal(getattr(found, one), getattr(wanted, one))
+    half = read_sessions(tmp_path / "sessions" / "0.parquet")
+    assert set(half.users) < set(found.users)
+
+
+def test_what_is_wrong_with_session_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="does not exist"):
+        read_sessions(tmp_path / "absent")
+    place = sessions(clicks(users=4), tmp_path / "sessions")
+    table = pq.read_table(place / "0.parquet")
+    (place / "1.parquet").unlink()
+    pq.write_table(table.drop_columns(["items"]), place / "0.parquet")
+    with pytest.raises(TrainingError, match=r"no session of .* has items"):
+        read_sessions(place)
+    nobody = pa.array([None] * table.num_rows, pa.string())
+    pq.write_table(table.set_column(0, "user_id", nobody), place / "0.parquet")
+    with pytest.raises(TrainingError, match="null in the column user_id"):
+        read_sessions(place)
+
+
+def test_of_a_log_with_times_the_last_new_items_are_the_labels() -> None:
+    clicked = np.array([0, 1, 0, 2, 1, 1, 1], dtype=np.int32)
+    log = Interactions(
+        ["a", "b"], ["x", "y", "z"], np.array([0, 5, 7]), clicked, np.arange(7), np.zeros(7, dtype=np.int32)
+    )
+    assert first_clicks(log) == Histories(["a", "b"], [["x"], ["y"]], [["y", "z"], []])
 
 
 RELEASED = {

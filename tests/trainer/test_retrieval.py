@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streams.cli import app
-from tests.trainer.clicked import ITEMS, clicks, histories
+from tests.trainer.clicked import ITEMS, clicks, histories, sessions
 from trainer.errors import TrainingError
 from trainer.protocols import Histories
 from trainer.retrieval import evaluate_items, render
@@ -184,6 +184,22 @@ def test_a_log_with_times_is_judged_by_days_and_by_kind_of_click(tmp_path: Path)
     assert any(name.endswith(", channels") for name in found.figures), "recency is the default here"
     assert found.coverage["test"] < 1
     assert render(found).row_count == len(found.figures)
+
+
+@pytest.mark.parametrize(
+    "division",
+    [
+        "[later_days]\ntrain_days = [2, 4]\nvalidation_days = [4, 5]\ntest_days = [5, 6]\nindex_clicks = 8\n",
+        "[last_items]\nvalidation = 30\n",
+    ],
+)
+def test_a_shop_judges_its_own_sessions(tmp_path: Path, division: str) -> None:
+    log = sessions(clicks(), tmp_path / "sessions")
+    recipe = '[log]\nformat = "sessions"\n' + division + SMALL.format(train="", names='["popularity", "SASRec"]')
+    (tmp_path / "recipe.toml").write_text(recipe)
+    found = evaluate_items(tmp_path / "recipe.toml", log, tmp_path / "report")
+    assert found.task == "sessions" and found.cases > 20
+    assert {"popularity", "SASRec", "shared matrix"} <= set(found.figures)
 
 
 def test_in_mode_paper_the_published_model_is_ours(tmp_path: Path) -> None:

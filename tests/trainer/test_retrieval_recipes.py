@@ -19,7 +19,7 @@ def read(directory: Path, text: str) -> ItemsRecipe:
 
 def test_the_recipes_that_come_with_browsecast_can_be_read() -> None:
     found = {path.stem: read_items_recipe(path) for path in RECIPES.glob("*.toml")}
-    assert {"beauty", "globo", "amazon-reviews"} <= set(found)
+    assert {"beauty", "globo", "amazon-reviews", "sessions"} <= set(found)
     assert found["amazon-reviews"].paper.feedforward == 1_024 and found["beauty"].paper.feedforward == 512
     assert isinstance(found["globo"].protocol, LaterDays) and isinstance(found["beauty"].protocol, LastItems)
     for one in found.values():
@@ -49,6 +49,10 @@ def test_the_recipes_that_come_with_browsecast_can_be_read() -> None:
         (CLICKS + "[later_days]\ntrain_days = [2, 4]\nvalidation_days = [1, 2]", r"\[later_days\]: validation_days is"),
         (CLICKS + "attributes = 'a.json'", r"\[log\]: attributes are read for sequences, not for a log of clicks"),
         (SEQUENCES + "[later_days]", r"divided by \[last_items\], not by \[later_days\]"),
+        (
+            '[log]\nformat = "sessions"\n[later_days]\n[last_items]',
+            r"\[later_days\] and \[last_items\] cannot both divide",
+        ),
         (SEQUENCES + "[days]", r"there is no table \[days\]"),
     ],
 )
