@@ -57,8 +57,13 @@ class Rate:
         return {"events": self.events, "events_per_s": round(self.per_second), "cpu_us": round(self.cpu_us, 1)}
 
 
-def events(count: int, users: int, seed: int = 1, active: int = ACTIVE) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of `count` clicks: visits of about ten pages, `active` of them at a time, each by one of `users`."""
+def events(
+    count: int, users: int, seed: int = 1, active: int = ACTIVE, items: int = 0, step_ms: int = STEP_MS
+) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of `count` clicks: visits of about ten pages, `active` of them at a time, each by one of `users`.
+
+    With `items` each click is on one of them, i0, i1, ...; the few popular ones are half of what is looked at.
+    """
     choose = random.Random(seed)
     rnd, below = choose.random, choose.randrange
     visitors = [f"u{below(users):07d}" for _ in range(active)]
@@ -70,7 +75,7 @@ def events(count: int, users: int, seed: int = 1, active: int = ACTIVE) -> Itera
         value = {
             "event_id": f"{seed:02d}-{number:010d}",
             "user_id": user,
-            "ts": BASE_MS + number * STEP_MS,
+            "ts": BASE_MS + number * step_ms,
             "page": PAGES[int(rnd() * len(PAGES))],
             "type": "view" if number % 11 else "cart",
             "device": "mobile",
@@ -81,6 +86,8 @@ def events(count: int, users: int, seed: int = 1, active: int = ACTIVE) -> Itera
                 "geo": "US-CA",
             },
         }
+        if items:
+            value["item_id"] = f"i{int(items * rnd() ** 4)}"
         yield user.encode(), json.dumps(value, separators=(",", ":")).encode()
 
 

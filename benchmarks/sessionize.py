@@ -18,6 +18,7 @@ from benchmarks.load import (
     GRACE_MS,
     HISTORY_PAGES,
     HISTORY_SESSIONS,
+    STEP_MS,
     Position,
     Rate,
     bare_rate,
@@ -30,11 +31,15 @@ from benchmarks.load import (
 )
 from streams.settings import Settings
 from streams.wire import CLICKS, SESSIONS
+from tests.bundle import make_bundle
+from tests.goods import goods, with_items
 from tests.workers import Worker
 
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 PARTITIONS = 8
+ITEMS = 2_000
+OFF, ON = "bundle without items", "bundle with items: channels"
 
 
 @contextmanager
@@ -126,6 +131,28 @@ def live(servers: str, users: int, per_second: float, count: int) -> Rate:
                 sender.wait()
 
 
+def channels(servers: str, users: int, count: int, turns: int = 3) -> dict[str, Rate]:
+    """Our worker on clicks that all have an item and whose sessions mostly close, with a bundle that knows the items and
+    with the same without them.
+
+    They take turns, each time on topics of their own, and the run with the least CPU counts.
+    """
+    runs: dict[str, list[Rate]] = {}
+    with scratch() as name:
+        plain = make_bundle(Path(name))
+        bundles = {OFF: plain, ON: with_items(plain, Path(name) / "items", goods(ITEMS, ITEMS // 50))}
+        for turn, (label, bundle) in enumerate(list(bundles.items()) * turns):
+            directory = Path(name) / str(turn)
+            settings = deployment(servers, directory, partitions=PARTITIONS, gap_ms=GAP_MS, grace_ms=GRACE_MS)
+            settings = settings.but(bundle=bundle)
+            seed_state(settings, users)
+            publish(settings, events(count, users, items=ITEMS, step_ms=10 * STEP_MS))
+            with ours(settings, directory / "ours") as (process, log):
+                position = Position(settings, settings.application("sessionize"), settings.topic(CLICKS))
+                runs.setdefault(label, []).append(measure(process, position, count, log))
+    return {label: min(rates, key=lambda rate: rate.cpu_us) for label, rates in runs.items()}
+
+
 def main() -> None:
     """Print a table for each number of users, then one JSON line."""
     arguments = parser(__doc__)
@@ -134,6 +161,7 @@ def main() -> None:
     arguments.add_argument(
         "--pace", type=float, default=10_000, help="events a second of the live run; 0 leaves it out"
     )
+    arguments.add_argument("--channels", action="store_true", help="only what channels of items cost the worker")
     arguments.add_argument("--publish", type=int, help="only publish so many events (the live run's own producer)")
     arguments.add_argument("--prefix", default="")
     given = arguments.parse_args()
@@ -141,11 +169,18 @@ def main() -> None:
         settings = Settings(bootstrap_servers=given.bootstrap_servers, topic_prefix=given.prefix, partitions=PARTITIONS)
         publish(settings, events(given.publish, given.users[0]), given.pace)
         return
-    if not PEERS_PYTHON.exists():
+    if not (given.channels or PEERS_PYTHON.exists()):
         print("Quix Streams is left out: see the head of benchmarks/sessionize.py for how to install it")
     result: dict[str, object] = {"benchmark": "sessionize", "cores": os.cpu_count()}
     with broker(given.bootstrap_servers) as servers:
         for users in given.users:
+            if given.channels:
+                rates = channels(servers, users, given.events)
+                table(f"{users:,} users, every click on an item", list(rates.items()))
+                more = rates[ON].cpu_us / rates[OFF].cpu_us - 1
+                print(f"channels cost {more:+.1%} of CPU an event; aim: at most +15 %")
+                result[f"channels_{users}"] = {name: rate.as_json() for name, rate in rates.items()} | {"more": more}
+                continue
             rates = catching_up(servers, users, given.events, given.events // 2, given.events // 20)
             if given.pace:
                 rates[f"browsecast sessionize, live at {given.pace:,.0f}/s"] = live(

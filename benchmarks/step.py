@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from benchmarks.load import BASE_MS, GAP_MS, GRACE_MS, Rate, events, table
+from benchmarks.load import GAP_MS, GRACE_MS, Rate, events, table
 from streams.channels import Channels
 from streams.sessionizer import Sessionizer
 from streams.sessions import Policy
@@ -22,7 +22,7 @@ from streams.wire import Event
 
 BATCH = 1_000
 ALONE, WHOLE = "step alone, no channels", "the whole job, no channels"
-FASTER = 10  # event time, than in the other benchmarks: nothing closes there within so few events
+STEP_MS = 100  # of event time between two events: nothing closes within so few where it is less
 ITEMS, CLUSTERS = 10_000, 200  # 2 % of the items
 
 
@@ -31,7 +31,7 @@ class Table:
 
     def __init__(self) -> None:
         choose = random.Random(2)
-        self.cluster = {f"item-{number:05d}": choose.randrange(CLUSTERS) for number in range(ITEMS)}.get
+        self.cluster = {f"i{number}": choose.randrange(CLUSTERS) for number in range(ITEMS)}.get
 
 
 Took = list[tuple[float, float]]  # seconds of wall clock and of CPU, of each batch
@@ -41,13 +41,9 @@ class Contest:
     """What is measured on the same events; what came out of the last run."""
 
     def __init__(self, count: int, users: int) -> None:
-        raw, choose = list(events(count, users)), random.Random(3)
-        self.keys = [key for key, _ in raw]
-        self.decoded = [msgspec.json.decode(value, type=Event) for _, value in raw]
-        for event in self.decoded:  # the few popular ones are half of what is looked at
-            event.item_id = f"item-{int(ITEMS * choose.random() ** 4):05d}"
-            event.ts = BASE_MS + FASTER * (event.ts - BASE_MS)
-        self.values = [msgspec.json.encode(event) for event in self.decoded]
+        raw = list(events(count, users, items=ITEMS, step_ms=STEP_MS))
+        self.keys, self.values = [key for key, _ in raw], [value for _, value in raw]
+        self.decoded = [msgspec.json.decode(value, type=Event) for value in self.values]
         self.closed = self.state_bytes = 0
 
     def decoding(self) -> Took:
