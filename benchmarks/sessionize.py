@@ -132,7 +132,7 @@ def live(servers: str, users: int, per_second: float, count: int) -> Rate:
 
 
 def channels(servers: str, users: int, count: int, turns: int = 3) -> dict[str, Rate]:
-    """Our worker on clicks that all have an item and whose sessions mostly close, with a bundle that knows the items and
+    """Our worker on clicks that all have an item, most sessions closing, with a bundle that knows the items and
     with the same without them.
 
     They take turns, each time on topics of their own, and the run with the least CPU counts.
