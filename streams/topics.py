@@ -23,6 +23,9 @@ MIN_CLICK_BYTES = 300 * KIB  # events of up to 256 KiB are used
 MIN_SESSION_BYTES = 4 * MIB
 MIN_CHANGELOG_BYTES = 8 * MIB
 MIN_RETENTION_MS = DAY_MS
+# Where a null value must hold for good, as items of a bundle's table are shown until it is read. A hundred years, since
+# Kafka adds it to the time of day, and the largest number it takes would overflow.
+FOR_GOOD_MS = 36_500 * DAY_MS
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.5, 15.0
 
 log = structlog.get_logger(__name__)
@@ -59,7 +62,8 @@ def specs(settings: Settings, roles: Iterable[str] = ROLES) -> dict[str, Spec]:
     found[wire.CLICKS] = Spec(False, MIN_CLICK_BYTES, kept)
     found[wire.REJECTED] = Spec(False, 2 * MIN_CLICK_BYTES, month | {"max.message.bytes": str(3 * MIB)})
     found[wire.SESSIONS] = Spec(False, MIN_SESSION_BYTES, month | {"max.message.bytes": str(MIN_SESSION_BYTES)})
-    found[wire.MODELS] = found[wire.ITEMS] = Spec(True, 0, {})
+    found[wire.MODELS] = Spec(True, 0, {})
+    found[wire.ITEMS] = Spec(True, 0, {"delete.retention.ms": str(FOR_GOOD_MS)})
     topics = {settings.topic(name): found[name] for name in wire.TOPICS}
     changelog = {"max.message.bytes": str(MIN_CHANGELOG_BYTES), "segment.bytes": str(64 * MIB)}
     return topics | {settings.changelog(role): Spec(True, MIN_CHANGELOG_BYTES, changelog) for role in roles}
@@ -237,5 +241,10 @@ def _config_problems(
     retention = int(config.get("retention.ms", -1))
     if not spec.compacted and 0 <= retention < MIN_RETENTION_MS:
         yield problem("retention.ms", f"records may vanish unread; it must be -1 or at least {MIN_RETENTION_MS}", -1)
+    removed = int(spec.configs.get("delete.retention.ms", 0))
+    if int(config.get("delete.retention.ms", removed)) < removed:
+        yield problem(
+            "delete.retention.ms", "after which removed items come back; remove again those that have", removed
+        )
     if config.get("message.timestamp.type", "CreateTime") != "CreateTime":
         yield problem("message.timestamp.type", "replays need the events' own time", "CreateTime")

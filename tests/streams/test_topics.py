@@ -61,6 +61,7 @@ def test_created_topics_pass_the_check_and_are_created_once(settings_for: Callab
         ("sessions", "max.message.bytes", "1000000", "max.message.bytes=4194304"),
         ("models", "cleanup.policy", "compact,delete", "cleanup.policy=compact"),
         ("items", "cleanup.policy", "delete", "cleanup.policy=compact"),
+        ("items", "delete.retention.ms", str(DAY_MS), "delete.retention.ms=3153600000000"),
         ("browsecast-score-state-changelog", "cleanup.policy", "delete", "cleanup.policy=compact"),
     ],
 )
