@@ -55,7 +55,7 @@ def log_files(path: str | Path) -> list[Path | None]:
     path = Path(path)
     files = sorted(p for p in path.iterdir() if p.is_file() and p.name[0] not in "._") if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise UsageError(f"log {path}: there is no such file, or the directory is empty")
+        raise UsageError(f"{path}: there is no such file, or the directory is empty")
     return list(files)
 
 
@@ -121,4 +121,4 @@ def _opened(path: Path | None) -> io.BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
-        raise UsageError(f"log {path}: cannot be opened ({error.strerror})") from error
+        raise UsageError(f"{path}: cannot be opened ({error.strerror})") from error

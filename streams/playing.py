@@ -33,9 +33,16 @@ def publish(settings: Settings, file: str) -> None:
 
 
 def publish_items(settings: Settings, file: str) -> None:
-    """Publish JSON lines of items; each line that cannot be is named on standard error and counted."""
+    """Publish JSON lines of items; each line that cannot be is named on standard error and counted.
+
+    Raises UsageError when that is every line.
+    """
     bad, started = _BadLines(), time.monotonic()
     published = itemtopic.publish(settings, file, bad)
+    if bad.count and not published:
+        raise UsageError(
+            f'{file}: none of its {bad.count} lines is an item. Give {{"item_id": "42", "text": "Red shoes"}} on each'
+        )
     _summary(f"published {published} items to {settings.topic(wire.ITEMS)}", bad, started)
 
 

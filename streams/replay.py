@@ -98,9 +98,10 @@ def publish_lines(
     path: a file, a directory or `-` for standard input. A line that is no JSON object or names no user is given to
     `on_bad` and counted; all else is for the worker to judge. Raises as `publish` does.
     """
+    files = log_files(path)
     count, outlet = ReplayCount(), Outlet(settings, CLICKS)
     tell = progress or _nothing
-    for file in log_files(path):
+    for file in files:
         for number, line in read_lines(file, LogCount()):
             keyed = line if isinstance(line, BadLine) else _keyed(number, line)
             if isinstance(keyed, BadLine):

@@ -93,6 +93,10 @@ def test_help_lists_the_exit_codes() -> None:
         (("schema", "nothing"), 2, "clicks"),
         (("train", "--sessions", "nowhere", "--bundle", "out"), 2, "nowhere"),
         (("evaluate", "--bundle", "nowhere", "--sessions", "s", "--report", "r"), 5, "nowhere"),
+        (("items", "publish", "nope.jsonl", "--bootstrap-servers", NOWHERE), 2, "error: nope.jsonl: there is no"),
+        (("publish", "nope.jsonl", "--bootstrap-servers", NOWHERE), 2, "error: nope.jsonl: there is no"),
+        (("items", "remove", "42", "", "--bootstrap-servers", NOWHERE), 2, "'' has no characters, or more than 2048"),
+        (("items", "remove", "z" * 3_000, "--bootstrap-servers", NOWHERE), 2, "nothing was removed"),
         (("nonsense",), 2, "nonsense"),
     ],
 )

@@ -17,9 +17,10 @@ from models.encoder import WIDTH as WIDTH_OF_TEXT
 from models.items import ItemTable
 from models.retriever import Retriever
 from models.visit import Interest
-from streams import itemtopic, wire
+from streams import itemtopic, playing, tail, wire
 from streams.clients import librdkafka
-from streams.errors import WrongTopics
+from streams.errors import UsageError, WrongTopics
+from streams.events import MAX_NAME
 from streams.itemfeed import ENCODED_AT_ONCE, ItemFeed
 from streams.lines import BadLine
 from streams.mock import MockCluster
@@ -291,6 +292,25 @@ def test_what_is_there_is_read_first_and_then_what_comes(on_mock: Settings, tmp_
     produce(on_mock, wire.SESSIONS, [("u", session(["i6"], [NOW + 2]))])
     until(lambda: "a" not in scene.found() and scene.feed.figures().clicks == 3)
     scene.feed.stop()
+
+
+def test_a_file_without_an_item_is_an_error(
+    on_mock: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One with neither items nor bad lines is just empty."""
+    (tmp_path / "items.jsonl").write_text('{"item_id": ""}\n\n{"id": "a"}')
+    with pytest.raises(UsageError, match=r"items\.jsonl: none of its 2 lines is an item"):
+        playing.publish_items(on_mock, str(tmp_path / "items.jsonl"))
+    (tmp_path / "items.jsonl").write_text("\n")
+    playing.publish_items(on_mock, str(tmp_path / "items.jsonl"))
+    assert "published 0 items" in capsys.readouterr().out
+
+
+def test_what_workers_reject_is_not_removed(on_mock: Settings) -> None:
+    for wrong in ("", "z" * (MAX_NAME + 1), "\udcff"):
+        with pytest.raises(UsageError, match="nothing was removed"):
+            itemtopic.remove(on_mock, ["a", wrong])
+    assert not list(tail.until_end(on_mock, on_mock.topic(wire.ITEMS)))
 
 
 def test_without_the_topic_nothing_is_published(on_mock: Settings, tmp_path: Path) -> None:
