@@ -7,12 +7,16 @@ import numpy as np
 from models.items import ItemTable, indexed
 from models.popularity import BUCKETS, ClickWindow
 
+STRANGERS = 100_000  # items that are not known, at most about, whose clicks are counted
+
 
 class Catalogue:
     """Rows of a matrix that queries are multiplied with, changed in place. Rows of the table come first and stay.
 
     An item that is new to the table has a row of its own until it is removed, and zeros for a vector until it is
-    placed: only its clicks can bring it before anybody. Not for several threads.
+    placed: only its clicks can bring it before anybody. The window counts the clicks of items that are not known as
+    well: clicks and items come by different ways, and an item may be published after its first clicks. Not for several
+    threads.
     """
 
     def __init__(self, table: ItemTable) -> None:
@@ -76,6 +80,8 @@ class Catalogue:
         if row is None:
             row = self._free.pop() if self._free else self._grow()
             self.ids[row], self._rows[item_id] = item_id, row
+            self._clicks[row] = self.window.counts[item_id]
+            self._show(np.array([row]))
         self.available[row] = available
         return row
 
@@ -92,18 +98,17 @@ class Catalogue:
         self.available[row] = False
         if self.is_new(row):
             del self._rows[item_id]
-            self.window.drop(item_id)
             self.ids[row], self._clicks[row], self.matrix[row, : self._width + 1] = None, 0.0, 0.0
             self.placed[row] = False
             self._free.append(row)
         return row
 
     def click(self, clicks: Iterable[tuple[str, int]]) -> list[int] | None:
-        """Count clicks, (item, event time) each, of items that are known; the rows that changed, None for all.
+        """Count clicks, (item, event time) each; the rows that changed, None for all.
 
         The table's own clicks fade as the stream takes their place: they are gone a window after they were counted.
         """
-        changed = self.window.add([(item_id, ts_ms) for item_id, ts_ms in clicks if item_id in self._rows])
+        changed = self.window.add((item_id, ts_ms) for item_id, ts_ms in clicks if self._counts(item_id))
         rows = self.rows(changed)
         self._clicks[rows] = [self.window.counts[self.ids[row] or ""] for row in rows]
         share = self._fading()
@@ -113,6 +118,10 @@ class Catalogue:
             return None
         self._show(np.array(rows, dtype=np.int64))
         return rows
+
+    def _counts(self, item_id: str) -> bool:
+        counted = self.window.counts
+        return item_id in self._rows or item_id in counted or len(counted) < len(self._rows) + STRANGERS
 
     def _fading(self) -> float:
         """Falls by steps, so that a click changes all rows now and then only."""

@@ -39,12 +39,6 @@ class ClickWindow:
             changed.add(item_id)
         return changed | self._expire()
 
-    def drop(self, item_id: str) -> None:
-        """The item is gone: forget its clicks."""
-        self.events -= self.counts.pop(item_id, 0)
-        for bucket in self._buckets.values():
-            bucket.pop(item_id, None)
-
     def _expire(self) -> set[str]:
         changed: set[str] = set()
         if self.newest_ms is None:

@@ -52,7 +52,10 @@ class Retriever:
     def put(self, item_id: str, available: bool) -> bool:
         """Make the item known, or say whether it is available; whether it has no place among the others yet."""
         with self._lock:
+            known = self.catalogue.row(item_id) is not None
             row = self.catalogue.put(item_id, available)
+            if self.graph is not None and not known:
+                self.graph.clicked([row])
             return not self.catalogue.has_vector(row)
 
     def place(self, item_ids: Sequence[str], vectors: np.ndarray) -> None:
@@ -75,6 +78,7 @@ class Retriever:
                 self._moved.add(row)
                 if self.graph is not None:
                     self.graph.drop(row)
+                    self.graph.clicked([row])
             self._tend()
 
     def click(self, clicks: Iterable[tuple[str, int]]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import catalogue as catalogues
 from models import retriever as module
 from models.catalogue import Catalogue
 from models.items import ItemTable, unit
@@ -74,14 +75,12 @@ def apply(one: Retriever, plain: PlainRetriever, change: tuple[str, Any, Any]) -
         else:
             plain.available.pop(what, None)
             plain.vectors.pop(what, None)
-            plain.clicks = [click for click in plain.clicks if click[0] != what]
     else:
-        known = [click for click in what if click[0] in plain.available]
-        if known and plain.newest < 0:
-            plain.began = max(ts for _, ts in known)
+        if what and plain.newest < 0:
+            plain.began = max(ts for _, ts in what)
         one.click(what)
-        plain.clicks += known
-        plain.newest = max([plain.newest, *(ts for _, ts in known)])
+        plain.clicks += what
+        plain.newest = max([plain.newest, *(ts for _, ts in what)])
 
 
 def assert_same(one: Retriever, plain: PlainRetriever, interest: Interest) -> None:
@@ -195,13 +194,41 @@ def test_a_new_item_is_found_by_its_vector_and_is_gone_when_it_is_removed() -> N
     assert one.counts().known == len(KNOWN)
 
 
+@pytest.mark.parametrize("limit", [10, 1_000])
+def test_clicks_of_an_item_count_however_late_it_is_published(limit: int) -> None:
+    """By the graph as by exact search; and the same after it was removed, as after a restart."""
+    one = Retriever(table(prior=(1.0, 1.0), seed_bias=()), NUMBER, exact_up_to=limit)
+    if limit < len(KNOWN):
+        with_graph(one)
+    one.click([("new", 1_000)] * 10_000)
+    assert one.rank([Interest()])[0][0].item != "new" and one.counts().known == len(KNOWN)
+    for _ in range(2):
+        one.put("new", True)
+        for ranked in (one.rank([Interest([("i1", 0, 1.0)])])[0][0], one.popular([Interest()])[0][0]):
+            assert ranked.item == "new" and ranked.score == pytest.approx(np.log1p(10_000), abs=1e-3)
+        one.remove("new")
+        assert one.rank([Interest([("i1", 0, 1.0)])])[0][0].item != "new"
+
+
+def test_clicks_of_unknown_items_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogues, "STRANGERS", 100)
+    one = Retriever(table(), NUMBER)
+    for number in range(5_000):
+        one.click([(f"n{number}", 1_000), ("n3", 1_000), ("i3", 1_000)])
+    counts = one.catalogue.window.counts
+    assert len(counts) == len(KNOWN) + 100 and counts["n3"] == counts["i3"] + 1 == 5_001
+    one.put("n4999", True)
+    one.click([("n4999", 1_000)])
+    assert counts["n4999"] == 1
+
+
 def test_rows_of_removed_items_are_used_again() -> None:
     one = Retriever(table(), NUMBER)
     for number in range(5_000):
         one.put(f"n{number}", True)
         one.click([(f"n{number}", number)])
         one.remove(f"n{number}")
-    assert one.catalogue.size == len(KNOWN) + 1 and not one.catalogue.window.counts
+    assert one.catalogue.size == len(KNOWN) + 1
     one.put("last", True)
     assert one.catalogue.log_clicks[-1] == 0.0
 
