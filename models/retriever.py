@@ -145,8 +145,8 @@ class Retriever:
 
     def _counted(self, interest: Interest, blocked: Sequence[int], k: int) -> list[Ranked[str]]:
         assert self._covisits is not None
-        recent = [row for row in self.catalogue.rows(interest.recent) if not self.catalogue.is_new(row)]
-        return self._named(self._covisits.best(self.catalogue, recent, blocked, k), self._ids(recent))
+        rows = [self.table.row(item_id) for item_id in interest.recent[: self.chosen.counts_seeds]]
+        return self._named(self._covisits.best(self.catalogue, rows, blocked, k), interest.recent)
 
     # ---------------------------------------------------------------- queries
 
@@ -154,7 +154,7 @@ class Retriever:
         """One for each visitor; None for those without a seed that has a vector: popularity is all there is."""
         seeds = [self.catalogue.rows(self._seeding.seeds(one, self.catalogue)) for one in interests]
         seeds = [[row for row in rows if self.catalogue.has_vector(row)] for rows in seeds]
-        history = [self.catalogue.rows(one.recent)[: self.chosen.history] for one in interests]
+        history = [self.catalogue.rows(one.recent[: self.chosen.history]) for one in interests]
         vectors, known = self._padded(seeds)
         z = None
         if self._operator.aggregation is not None:

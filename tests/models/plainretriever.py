@@ -66,7 +66,7 @@ class PlainRetriever:
     def queries(self, interest: Interest, seeds: list[str]) -> np.ndarray:
         """(S, D + 2), one visitor at a time and nothing padded."""
         operator = operator_of(self.table.retriever, self.table.tensors)
-        history = [item for item in interest.recent if item in self.available][: self.table.retriever.history]
+        history = [item for item in interest.recent[: self.table.retriever.history] if item in self.available]
         past = [self.vectors[item] for item in history if item in self.vectors]
         with torch.inference_mode():
             z = None
@@ -84,8 +84,9 @@ class PlainRetriever:
     def _counted(self, item_id: str, interest: Interest, popularity: float) -> tuple[float, str | None]:
         chosen, tensors, row = self.table.retriever, self.table.tensors, self.table.row(item_id)
         parts: list[tuple[float, str]] = []
-        recent = [item for item in interest.recent if self.table.row(item) is not None]
-        for place, seed in enumerate(recent[: chosen.counts_seeds]):
+        for place, seed in enumerate(interest.recent[: chosen.counts_seeds]):
+            if self.table.row(seed) is None:
+                continue
             start, end = tensors["covisits_indptr"][self.table.rows([seed])[0] :][:2]
             counts: Mapping[int, float] = dict(
                 zip(tensors["covisits_indices"][start:end].tolist(), tensors["covisits_values"][start:end], strict=True)

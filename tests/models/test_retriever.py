@@ -102,7 +102,7 @@ def assert_same(one: Retriever, plain: PlainRetriever, interest: Interest) -> No
 def test_same_as_the_obvious_one_after_any_changes(
     ranker: str, changes: list[tuple[str, Any, Any]], interest: Interest, since: int | None
 ) -> None:
-    one = Retriever(table(ranker=ranker, clicks_until_ms=since), NUMBER)
+    one = Retriever(table(ranker=ranker, clicks_until_ms=since, history=3, counts_seeds=3), NUMBER)
     plain = PlainRetriever(one.table)
     for change in changes:
         apply(one, plain, change)
@@ -124,6 +124,18 @@ def test_a_batch_is_its_visitors_one_by_one(ranker: str) -> None:
         assert [(r.item, r.seed) for r in together] == [(r.item, r.seed) for r in alone]
         assert [r.score for r in together] == pytest.approx([r.score for r in alone], abs=1e-5)
     assert one.rank([]) == []
+
+
+@pytest.mark.parametrize("ranker", ["counts", "personal", "residual"])
+def test_unknown_items_take_their_places_among_the_newest(ranker: str) -> None:
+    """As off line, where the newest items are cut off before they are looked up."""
+    one = Retriever(table(ranker=ranker, history=3, counts_seeds=3), NUMBER)
+    seeds, recent = [("i3", 0, 1.0)], ["unknown", "i3", "unknown too", "i9", "i1"]
+    found = one.rank([Interest(seeds, recent[:3]), Interest(seeds, recent)])
+    left = [[ranked for ranked in listed if ranked.item not in ("i9", "i1")][:6] for listed in found]
+    assert [(r.item, r.seed) for r in left[0]] == [(r.item, r.seed) for r in left[1]]
+    assert [r.score for r in left[0]] == pytest.approx([r.score for r in left[1]], abs=1e-5)
+    assert "i3" in {ranked.seed for ranked in left[0]}
 
 
 @pytest.mark.parametrize("ranker", ["nearest", "personal", "popularity"])
