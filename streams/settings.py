@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         0.923, gt=0.0, le=1.0, description="with each event a channel's weight falls to so much of it"
     )
     seed_protect: bool = Field(True, description="a channel survives its own event, however heavy the others are")
-    recent_items: int = Field(30, ge=1, le=1_000, description="newest items kept for a user")
+    recent_items: int = Field(30, ge=1, le=1_000, description="newest items of a user; older ones may be shown again")
     ranked_items: int = Field(20, ge=1, le=1_000, description="items in a prediction")
 
     # Models
