@@ -12,9 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from models.items import ItemTable
+from models.items import ItemTable, SeedRule
 from models.retriever import Retriever
-from models.seeding import Seeding
 from models.visit import Interest
 from tests.goods import goods
 
@@ -53,8 +52,8 @@ def ceiling_ms(items: int, seeds: int, turns: int) -> tuple[float, float]:
 def ranker_ms(name: str, items: int, seeds: int, turns: int, batch: int) -> dict[str, float]:
     """Of one way of ranking: alone, and for each of a micro-batch."""
     ranker, _, fused = name.partition(", ")
-    table = ItemTable(*goods(items, items // 50, width=WIDTH, ranker=ranker, fused=bool(fused)), "made up")
-    retriever = Retriever(table, 20, Seeding(most=seeds))
+    made = goods(items, items // 50, width=WIDTH, ranker=ranker, fused=bool(fused), seeding=SeedRule(most=seeds))
+    retriever = Retriever(ItemTable(*made, "made up"), 20)
     visitors = interests(items, seeds, turns + 5 + batch)
     median, high = took_ms(lambda turn: retriever.rank(visitors[turn : turn + 1]), turns)
     together, _ = took_ms(lambda turn: retriever.rank(visitors[turn : turn + batch]), max(turns // batch, 5))

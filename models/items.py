@@ -22,6 +22,15 @@ Ranker = Literal["popularity", "counts", "nearest", "shared", "residual", "perso
 Activation = Literal["relu", "identity"]
 
 
+class SeedRule(msgspec.Struct, frozen=True):
+    """The seed events that a retriever was trained with. The defaults are those of the settings BROWSECAST_SEED..."""
+
+    policy: Literal["channels", "recency"] = "channels"
+    most: int = 5
+    gamma: float = 0.923  # with each event a channel's weight falls to so much of it
+    protect: bool = True  # the channel of the newest event stays, however heavy the others are
+
+
 class RetrieverConfig(msgspec.Struct, frozen=True):
     """Which retriever validation chose, and its numbers. Scores are cosines + `seed_bias` + `prior` * log(1 + clicks).
 
@@ -31,6 +40,7 @@ class RetrieverConfig(msgspec.Struct, frozen=True):
     """
 
     ranker: Ranker = "nearest"
+    seeding: SeedRule = SeedRule()
     fused: bool = False
     fusion: int = 60  # constant of the reciprocal ranks (Cormack et al. 2009)
     prior: tuple[float, float] = (0.0, 0.0)  # of `nearest`: within a session; for its first click

@@ -12,7 +12,7 @@ from models.covisits import CoVisits
 from models.fusion import Ranked, fuse
 from models.items import WEIGHTS, ItemTable, RetrieverConfig
 from models.search import Found, Graph, exact, highest
-from models.seeding import Seeding
+from models.seeding import seeds_of
 from models.visit import Interest
 from models.xpert import FEEDFORWARD, FEEDFORWARD_WEIGHTS, XPert
 
@@ -32,16 +32,13 @@ class Counts(NamedTuple):
 class Retriever:
     """Ranks the items that are available now for visitors at the close of a session. Safe for several threads."""
 
-    def __init__(
-        self, table: ItemTable, number: int, seeding: Seeding | None = None, exact_up_to: int = EXACT_UP_TO
-    ) -> None:
+    def __init__(self, table: ItemTable, number: int, exact_up_to: int = EXACT_UP_TO) -> None:
         """`number`: items in a list. Raises ValueError when the table's weights do not fit."""
         self.table, self.chosen, self.number = table, table.retriever, number
         self.catalogue = Catalogue(table)
         self.graph: Graph | None = None
         self._operator = operator_of(table.retriever, table.tensors)
         self._covisits = CoVisits.of(table)
-        self._seeding = seeding or Seeding()
         self._exact_up_to, self._building = exact_up_to, False
         self._moved: set[int] = set()  # rows whose vectors have changed since the graph under work was begun
         self._lock = threading.RLock()
@@ -152,8 +149,8 @@ class Retriever:
 
     def _queries(self, interests: Sequence[Interest]) -> "list[_Asked | None]":
         """One for each visitor; None for those without a seed that has a vector: popularity is all there is."""
-        seeds = [self.catalogue.rows(self._seeding.seeds(one, self.catalogue)) for one in interests]
-        seeds = [[row for row in rows if self.catalogue.has_vector(row)] for rows in seeds]
+        rule = self.chosen.seeding
+        seeds = [self.catalogue.rows(seeds_of(one, self.catalogue, rule)) for one in interests]
         history = [self.catalogue.rows(one.recent[: self.chosen.history]) for one in interests]
         vectors, known = self._padded(seeds)
         z = None

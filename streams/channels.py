@@ -9,13 +9,17 @@ seeds are read nowhere else, and so the order of arrival cannot change them.
 
 from collections.abc import Iterable
 from math import log
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from streams.settings import Settings
 from streams.wire import Seed
 
+if TYPE_CHECKING:  # who sessionizes without a bundle needs no table of items
+    from models.items import RetrieverConfig
+
+SAME_GAMMA = 0.0005  # what is as near as that to another one makes no other seeds
 NO_CHANNELS = msgspec.Raw(b"\xc0")  # null: what is kept of a visitor who never touched a known item
 
 
@@ -43,6 +47,21 @@ _Channel = tuple[float, int, float, str, int, int]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Kept] | None).decode
+
+
+def to_put_right(settings: Settings, chosen: "RetrieverConfig") -> list[str]:
+    """The settings with which sessions would get the seeds that a bundle's retriever was trained with."""
+    rule = chosen.seeding
+    if chosen.ranker in ("popularity", "counts"):  # which look at no seeds
+        return []
+    found = [f"BROWSECAST_SEEDS={rule.policy}"] if rule.policy != settings.seeds else []
+    if rule.most != settings.seed_events:
+        found.append(f"BROWSECAST_SEED_EVENTS={rule.most}")
+    if rule.policy == "channels" and abs(rule.gamma - settings.seed_gamma) > SAME_GAMMA:
+        found.append(f"BROWSECAST_SEED_GAMMA={rule.gamma:.6g}")
+    if rule.policy == "channels" and rule.protect != settings.seed_protect:
+        found.append(f"BROWSECAST_SEED_PROTECT={str(rule.protect).lower()}")
+    return found
 
 
 def channels_of(kept: msgspec.Raw) -> list[Kept]:

@@ -17,9 +17,7 @@ import structlog
 from confluent_kafka import KafkaError, TopicPartition
 
 from models.encoder import Encoder, EncoderMissing
-from models.items import ItemTable
 from models.retriever import Retriever
-from models.seeding import Seeding
 from streams import tail, wire
 from streams.events import MAX_NAME
 from streams.follower import Follower, from_beginning
@@ -46,14 +44,8 @@ class _Clicked(msgspec.Struct):
     items: list[str | None] | None
 
 
-def retriever_of(settings: Settings, table: ItemTable) -> Retriever:
-    """Lists and seeds as the settings say."""
-    seeding = Seeding(settings.seed_gamma, settings.seed_events, settings.seeds == "recency")
-    return Retriever(table, settings.ranked_items, seeding)
-
-
 def feed_of(settings: Settings, retriever: Ranker) -> "ItemFeed":
-    """A feed for what `retriever_of` gave, started; it has read what is there, unless that takes too long."""
+    """A feed for a `Retriever`, started; it has read what is there, unless that takes too long."""
     assert isinstance(retriever, Retriever)
     encode = None
     if "text_map" in retriever.table.tensors:

@@ -119,9 +119,9 @@ def load(setup: Setup) -> Forecasting:
     # Nobody is shown the items of a challenger.
     ranker = None
     if model.items is not None and setup.pace != "shadow":
-        from streams.itemfeed import retriever_of
+        from models.retriever import Retriever
 
-        ranker = retriever_of(Settings(**setup.settings), model.items)
+        ranker = Retriever(model.items, Settings(**setup.settings).ranked_items)
     forecasting = Forecasting(model, is_out_of_memory, setup.retries, ranker)
     forecasting.answer([Visit("warm-up", [["/"]])])  # the first forecast sets up what all later ones use
     gc.collect()

@@ -15,6 +15,7 @@ import structlog
 from streams import wire
 from streams.aside import in_daemon_thread
 from streams.bundles import local
+from streams.channels import to_put_right
 from streams.following import CHALLENGER, CHAMPION, Following, Named
 from streams.metrics import Metrics
 from streams.modelprocess import ModelProcess
@@ -183,7 +184,7 @@ class Models:
         path, digest = await self._place(wanted)
         router = items = model = None
         if self._sessionizes:
-            router, items = await in_daemon_thread(_load_tables, path)
+            router, items = await in_daemon_thread(_load_tables, path, self._settings)
         if self._predicts:  # last: nothing can go wrong any more while it runs
             model = await self._start(path, digest, pace)
         return Loaded(model, router, items)
@@ -201,11 +202,18 @@ class Models:
         return model
 
 
-def _load_tables(bundle: Path) -> "tuple[Router, ItemClusters | None]":
+def _load_tables(bundle: Path, settings: Settings) -> "tuple[Router, ItemClusters | None]":
     from models.items import ItemClusters, load_items
     from models.routing import load_router
 
     table = load_items(bundle)
+    if table is not None and (right := to_put_right(settings, table.retriever)):
+        log.warning(
+            "this bundle was trained with other seed events than sessions get here: its items will be worse. "
+            "Give the workers that sessionize these settings and start them again",
+            bundle=str(bundle),
+            settings=" ".join(right),
+        )
     return load_router(bundle), None if table is None else ItemClusters(table)
 
 

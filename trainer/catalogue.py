@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from models.encoder import WIDTH as TEXT_WIDTH
 from models.encoder import Encoder
-from models.items import WEIGHTS, ItemsFile, RetrieverConfig, nearest_clusters
+from models.items import WEIGHTS, ItemsFile, RetrieverConfig, SeedRule, nearest_clusters
 from models.xpert import Morph
 from streams.wire import Item
 from trainer.errors import TooFewClicks, TrainingError
@@ -148,8 +148,10 @@ def _config(
     until_ms: int,
     options: XPertOptions,
 ) -> RetrieverConfig:
+    trained = options if operator is None else operator.world.options
     config = RetrieverConfig(
         ranker=chosen.ranker,
+        seeding=SeedRule(trained.policy, trained.seeds, trained.gamma, trained.protect),
         fused=chosen.fused,
         fusion=int(CONSTANT),
         counts_seeds=counts.seeds,
@@ -157,7 +159,7 @@ def _config(
         counts_power=counts.power,
         window_ms=window_ms,
         clicks_until_ms=until_ms,
-        history=options.history,
+        history=trained.history,
     )
     if operator is None:
         return config
@@ -168,7 +170,6 @@ def _config(
         config,
         prior=(prior, prior),
         seed_bias=tuple(float(one) for one in model.seed_bias.detach()),
-        history=operator.world.options.history,
         heads=morph.heads if morph else 1,
         activation=morph.activation if morph else "identity",
     )

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from models import bundle, items
 from models.bundle import BundleRefused, load_bundle
-from models.items import ItemClusters, ItemsFile, load_items
+from models.items import ItemClusters, ItemsFile, SeedRule, load_items
 from tests.damage import resign
 from tests.goods import goods
 from tests.models.conftest import write_tiny
@@ -28,6 +29,13 @@ def test_items_come_back(tmp_path: Path) -> None:
     clusters = ItemClusters(alone)
     assert clusters.cluster("i3") == tensors["clusters"][3] and clusters.cluster("nothing") is None
     assert alone.rows(["i7", "nothing", "i2"]) == [7, 2] and alone.row("i7") == 7
+
+
+def test_a_bundle_says_its_seeds_unless_it_is_older_than_that() -> None:
+    old = msgspec.json.decode(b'{"ids": [], "retriever": {"ranker": "shared", "history": 16}}', type=ItemsFile)
+    assert old.retriever.seeding == SeedRule()
+    said = msgspec.json.decode(msgspec.json.encode(goods(seeding=SeedRule("recency", 3))[0]), type=ItemsFile)
+    assert said.retriever.seeding == SeedRule("recency", 3)
 
 
 def test_a_bundle_may_know_no_items(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from models import catalogue as catalogues
 from models import retriever as module
 from models.catalogue import Catalogue
-from models.items import ItemTable, unit
+from models.items import ItemTable, SeedRule, unit
 from models.retriever import Retriever
 from models.search import Graph, exact
-from models.seeding import Seeding
+from models.seeding import seeds_of
 from models.visit import Interest
 from tests.goods import WIDTH, goods
 from tests.models.plainretriever import PlainRetriever
@@ -85,7 +85,7 @@ def apply(one: Retriever, plain: PlainRetriever, change: tuple[str, Any, Any]) -
 
 def assert_same(one: Retriever, plain: PlainRetriever, interest: Interest) -> None:
     (found,) = one.rank([interest])
-    seeds = Seeding().seeds(interest, one.catalogue)
+    seeds = seeds_of(interest, one.catalogue, one.chosen.seeding)
     wanted = plain.scores(interest, seeds)
     best = sorted((score for score, _ in wanted.values()), reverse=True)[: one.number]
     assert [ranked.score for ranked in found] == pytest.approx(best, abs=1e-4)
@@ -248,21 +248,53 @@ def test_rows_of_removed_items_are_used_again() -> None:
 # ---------------------------------------------------------------- seeds that the table did not know
 
 
-def test_a_new_item_represents_its_channel() -> None:
+def seeds_by(one: Retriever, seeds: list[tuple[str, int, float]], recent: list[str], rule: SeedRule) -> list[str]:
+    return seeds_of(Interest(seeds, recent), one.catalogue, rule)
+
+
+def with_new(place: int = 1) -> tuple[Retriever, int]:
+    """`new` lies where the item of that row does; and the channel of the two."""
     one = Retriever(table(), NUMBER)
     one.put("new", True)
-    one.place(["new"], one.table.vectors[1][None])
-    channel = one.table.nearest(one.table.vectors[1])
-    seeds = [("i2", channel, 1.0), ("i3", channel + 1, 0.9)]
-    by = Seeding(gamma=0.5, most=2)
-    assert by.seeds(Interest(seeds, ["new", "i3", "i2"]), one.catalogue) == ["new", "i3"]
-    assert by.seeds(Interest(seeds, ["i2", "new", "i3"]), one.catalogue) == ["i2", "i3"]  # it is not the newest
-    assert by.seeds(Interest(seeds, ["i3"]), one.catalogue) == ["i2", "i3"]
+    one.place(["new"], one.table.vectors[place][None])
+    return one, one.table.nearest(one.table.vectors[place])
+
+
+def test_a_new_item_represents_its_channel() -> None:
+    one, channel = with_new()
+    seeds, by = [("i2", channel, 1.0), ("i3", channel + 1, 0.9)], SeedRule(gamma=0.5, most=2)
+    assert seeds_by(one, seeds, ["new", "i3", "i2"], by) == ["new", "i3"]
+    assert seeds_by(one, seeds, ["i2", "new", "i3"], by) == ["i2", "i3"]  # it is not the newest
+    assert seeds_by(one, seeds, ["i3"], by) == ["i2", "i3"]
+    assert seeds_by(one, seeds, ["unknown"], by) == ["i2", "i3"]
     alone = [("i3", channel + 1, 0.9), ("i4", channel + 2, 0.6)]
-    assert by.seeds(Interest(alone, ["new", "i3"]), one.catalogue) == ["new", "i3"]
-    assert by.seeds(Interest(alone, ["i3", "new"]), one.catalogue) == ["i3", "i4"]  # lighter than both
-    assert Seeding(0.5, 3, recency=True).seeds(Interest(seeds, ["new", "i3"]), one.catalogue) == ["i2", "new", "i3"]
-    assert by.seeds(Interest(seeds, ["unknown"]), one.catalogue) == ["i2", "i3"]
+    assert seeds_by(one, alone, ["new", "i3"], by) == ["new", "i3"]
+    assert seeds_by(one, alone, ["i3", "new"], by) == ["i3", "i4"]  # lighter than both
+
+
+def test_the_last_items_are_seeds_where_the_bundle_was_trained_so() -> None:
+    """Whatever the sessions carry, which only goes on where the newest items end."""
+    one, channel = with_new()
+    one.put("unplaced", True)
+    by = SeedRule("recency", 4)
+    seeds = [("i7", channel, 3.0), ("i3", channel + 1, 0.9), ("i8", channel, 0.1), ("i9", channel, 0.1)]
+    assert seeds_by(one, seeds, ["unknown", "new", "unplaced", "i3"], by) == ["new", "i3", "i7", "i8"]
+    assert seeds_by(one, seeds, ["i5", "i6", "i1", "i3", "new"], by) == ["i5", "i6", "i1", "i3"]
+
+
+def test_the_last_items_are_gathered_into_channels_where_the_bundle_was_trained_so() -> None:
+    one = Retriever(table(), NUMBER)
+    last = [("i5", 0, 1.0), ("i6", 1, 0.9), ("i7", 1, 0.8), ("i8", 2, 0.7)]
+    assert seeds_by(one, last, [], SeedRule(most=2)) == ["i6", "i5"]
+
+
+def test_the_bundle_says_which_seeds_ask() -> None:
+    visitor = Interest([(f"i{n}", n, 1.0 / (1 + n)) for n in range(8)], ["i20", "i21", "i0"])
+    for rule, wanted in ((SeedRule(most=7), [f"i{n}" for n in range(7)]), (SeedRule("recency", 2), ["i20", "i21"])):
+        one = Retriever(table(prior=(0.0, 0.0), seed_bias=(), seeding=rule), len(KNOWN))
+        found = {ranked.seed for ranked in one.rank([visitor])[0]}
+        (asked,) = one._queries([visitor])
+        assert asked is not None and asked.seeds == wanted and found <= set(wanted)
 
 
 def test_where_no_seed_is_known_the_newest_items_are() -> None:
@@ -272,9 +304,8 @@ def test_where_no_seed_is_known_the_newest_items_are() -> None:
     there = [f"i{row}" for row in range(40) if clusters[row] == clusters[1] != clusters[0]]
     recent = [there[0], here[1], here[0], "unknown"]
     for seeds in ([], [("unknown", 0, 1.0)]):
-        assert Seeding(gamma=0.9).seeds(Interest(seeds, recent), one.catalogue) == [here[1], there[0]]
-    assert Seeding(0.9, recency=True).seeds(Interest([], recent), one.catalogue) == recent[:3]
-    assert Seeding(0.9).seeds(Interest([("i5", 0, 1.0)], recent), one.catalogue) == ["i5"]
+        assert seeds_by(one, seeds, recent, SeedRule(gamma=0.9)) == [here[1], there[0]]
+    assert seeds_by(one, [("i5", 0, 1.0)], recent, SeedRule(gamma=0.9)) == ["i5"]
 
 
 # ---------------------------------------------------------------- the graph

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.channels import NO_CHANNELS, Channels, channels_of
+from models.items import Ranker, RetrieverConfig, SeedRule
+from streams.channels import NO_CHANNELS, Channels, channels_of, to_put_right
 from streams.settings import Settings
 from streams.wire import Seed
 from tests.oracle import last_items, naive_channels
@@ -179,3 +180,29 @@ def test_the_settings_choose() -> None:
     assert chosen(seeds="recency") == ["i2", "i1"]
     assert chosen(seed_protect=False) == ["i0", "i1"]
     assert chosen(seed_events=3) == ["i0", "i1", "i2"]
+
+
+RANKERS: list[Ranker] = ["nearest", "shared", "residual", "personal"]
+
+
+@pytest.mark.parametrize("ranker", RANKERS)
+def test_settings_that_a_bundle_was_not_trained_with_are_named(ranker: Ranker) -> None:
+    def wrong(rule: SeedRule, **changes: object) -> list[str]:
+        return to_put_right(Settings().but(**changes), RetrieverConfig(ranker, rule))
+
+    trained = SeedRule("channels", 10, 0.99, False)
+    assert wrong(SeedRule()) == wrong(SeedRule(gamma=GAMMA)) == []
+    assert wrong(trained, seed_events=10, seed_gamma=0.99, seed_protect=False) == []
+    named = wrong(trained, seeds="recency")
+    assert named == [
+        "BROWSECAST_SEEDS=channels", "BROWSECAST_SEED_EVENTS=10", "BROWSECAST_SEED_GAMMA=0.99",
+        "BROWSECAST_SEED_PROTECT=false",
+    ]  # fmt: skip
+    assert wrong(SeedRule("recency", gamma=0.5, protect=False)) == ["BROWSECAST_SEEDS=recency"]  # has no channels
+    changes = dict(one.removeprefix("BROWSECAST_").lower().split("=") for one in named)
+    assert wrong(trained, **changes) == []
+
+
+@pytest.mark.parametrize("ranker", ["popularity", "counts"])
+def test_a_bundle_that_asks_with_no_seeds_may_have_any(ranker: Ranker) -> None:
+    assert to_put_right(Settings(), RetrieverConfig(ranker, SeedRule("recency", 10))) == []

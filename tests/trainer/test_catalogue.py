@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.bundle import load_bundle
-from models.items import ItemTable, load_items
+from models.items import ItemTable, SeedRule, load_items
 from models.retriever import Retriever
-from models.seeding import Seeding
 from models.visit import Interest
 from tests.models.conftest import write_tiny
 from tests.trainer.conftest import MODES
@@ -156,6 +155,7 @@ def test_the_table_holds_what_the_contract_says(fitted: FittedItems, log: Intera
     assert table is not None and table.ids == fitted.file.ids
     chosen, until = table.retriever, int(log.ts.max())
     assert chosen.clicks_until_ms == until
+    assert chosen.seeding == SeedRule("channels", OPTIONS.seeds, exp(-0.08), True)
     assert table.vectors.shape == (len(table), 64) and len(table.centroids) <= 6
     for row, item in enumerate(table.ids):
         inside = (log.item == log.items.index(item)) & (log.ts > until - chosen.window_ms)
@@ -222,7 +222,7 @@ def test_a_worker_ranks_what_the_trainer_ranks(
     space = Space(np.array([log.items.index(item) for item in table.ids], dtype=np.int32), table.vectors)
     task = at_the_end(log, space)
     wanted = moved(chosen.retriever, task, space).rank(task.test, len(table))
-    worker = Retriever(table, 10, Seeding(exp(-0.08), 3))
+    worker = Retriever(table, 10)
     for user in range(0, len(log.users), 3):
         history = [log.items[item] for item in log.item[log.first[user] : log.first[user + 1]]]
         clusters = {item: cluster for item in history if (cluster := table.cluster(item)) is not None}
@@ -241,6 +241,7 @@ def test_the_published_model_goes_into_a_bundle(log: Interactions, tmp_path: Pat
     assert found is not None
     assert (found.file.retriever.ranker, found.file.retriever.heads) == ("personal", 10)
     assert found.file.retriever.activation == "relu" and not found.file.retriever.fused
+    assert (found.file.retriever.seeding, found.file.retriever.history) == (SeedRule("channels", 10, exp(-0.08)), 30)
     Retriever(table_of(found), 5)
 
 
