@@ -25,17 +25,19 @@ def _of_channels(interest: Interest, catalogue: Catalogue, rule: SeedRule) -> li
         if _row(item_id, catalogue) is not None:
             heavier, newest = channels.get(cluster, (0.0, item_id))  # where sessions were cut with other seeds
             channels[cluster] = heavier + weight, newest
-    anew = not channels
+    anew, touched = not channels, None
     for item_id, age in reversed(ages.items()):
         row = _row(item_id, catalogue)
         if row is None:
             continue
+        touched = catalogue.cluster(row)
         if anew or catalogue.is_new(row):
-            place = catalogue.cluster(row)
-            weight, before = channels.get(place, (0.0, item_id))
+            weight, before = channels.get(touched, (0.0, item_id))
             newest = item_id if age <= ages.get(before, age) else before
-            channels[place] = weight + rule.gamma**age, newest
+            channels[touched] = weight + rule.gamma**age, newest
     kept = sorted(channels, key=lambda place: -channels[place][0])[: rule.most]
+    if rule.protect and touched in channels and touched not in kept:
+        kept[-1] = touched
     return [channels[place][1] for place in kept]
 
 

@@ -272,6 +272,16 @@ def test_a_new_item_represents_its_channel() -> None:
     assert seeds_by(one, alone, ["i3", "new"], by) == ["i3", "i4"]  # lighter than both
 
 
+@pytest.mark.parametrize(("protect", "wanted"), [(True, ["i2", "new"]), (False, ["i2", "i3"])])
+def test_the_channel_of_the_newest_item_stays(protect: bool, wanted: list[str]) -> None:
+    """However heavy the others are: it is what the visitor is after right now."""
+    one, channel = with_new()
+    heavy = [("i2", channel + 1, 3.0), ("i3", channel + 2, 2.0)]
+    for recent in (["new", "i3"], ["unknown", "new", "i3"]):
+        assert seeds_by(one, heavy, recent, SeedRule(gamma=0.5, most=2, protect=protect)) == wanted
+    assert seeds_by(one, heavy, ["new"], SeedRule(most=1, protect=protect)) == [wanted[1] if protect else "i2"]
+
+
 def test_the_last_items_are_seeds_where_the_bundle_was_trained_so() -> None:
     """Whatever the sessions carry, which only goes on where the newest items end."""
     one, channel = with_new()
