@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -74,7 +75,7 @@ class ItemFeed:
             Follower(settings, wire.ITEMS, from_beginning, self.take_items),
             Follower(settings, wire.SESSIONS, self._window_begins, self.take_sessions),
         )
-        self._texts: dict[str, str | None] = {}  # that wait to be encoded; None: the item has none any more
+        self._texts: dict[str, str | None] = {}  # that wait, the newest at the end; None: the item has none any more
         self._encoded: dict[str, int] = {}  # hash of the text that an item was placed by
         self._arrived = threading.Condition()
         self._stopped = False
@@ -136,11 +137,15 @@ class ItemFeed:
             if text is None and item_id not in self._encoded and item_id not in self._texts:
                 return
             if text is None or self._encoded.get(item_id) != hash(text) or item_id in self._texts:
+                self._texts.pop(item_id, None)
                 self._texts[item_id] = text
                 self._arrived.notify()
 
     def _place(self) -> None:
-        """In a thread: find new items their places by their texts, a few at a time."""
+        """In a thread: find new items their places by their texts, a few at a time.
+
+        The newest first: after a start all of them wait, and what has just been published must not wait for them.
+        """
         import torch
 
         torch.set_num_threads(1)  # of this thread
@@ -152,7 +157,7 @@ class ItemFeed:
                     self._arrived.wait()
                 if self._stopped:
                     return
-                some = {item_id: self._texts[item_id] for item_id in list(self._texts)[:ENCODED_AT_ONCE]}
+                some = dict(islice(reversed(self._texts.items()), ENCODED_AT_ONCE))
             self._place_some(some)
 
     def _place_some(self, texts: dict[str, str | None]) -> None:

@@ -127,7 +127,7 @@ def test_a_new_item_is_placed_by_its_text(scene: Scene) -> None:
 def test_its_category_belongs_to_its_text(scene: Scene) -> None:
     scene.feed.take_items([item("new", category="i1"), item("both", text="red", category="hats")])
     assert scene.settled().found()[0] == "new"
-    assert [text for batch in scene.encode.batches for text in batch] == ["i1", "red hats"]
+    assert {text for batch in scene.encode.batches for text in batch} == {"i1", "red hats"}
 
 
 def test_unavailable_and_removed_items_are_out_of_the_lists_at_once(scene: Scene) -> None:
@@ -176,6 +176,18 @@ def test_texts_are_encoded_a_few_at_a_time_while_lists_are_made(scene: Scene) ->
     scene.encode.gate.set()
     assert set(scene.settled().found()) <= {f"n{number}" for number in range(3 * ENCODED_AT_ONCE)}
     assert max(map(len, scene.encode.batches)) == ENCODED_AT_ONCE
+
+
+def test_what_was_published_last_is_placed_first(scene: Scene) -> None:
+    """After a start all new items wait; one that is published again is among the last, too."""
+    scene.encode.gate.clear()
+    scene.feed.take_items([item("first", text="i9")])
+    until(lambda: scene.encode.batches)
+    scene.feed.take_items([item(f"n{number}", text=f"{number}") for number in range(3 * ENCODED_AT_ONCE)])
+    scene.feed.take_items([item("n0", text="again"), item("last", text="i1")])
+    scene.encode.gate.set()
+    told = [text for batch in scene.settled().encode.batches[1:] for text in batch]
+    assert told == ["i1", "again", *(f"{number}" for number in range(3 * ENCODED_AT_ONCE - 1, 0, -1))]
 
 
 def test_a_text_that_cannot_be_encoded_leaves_its_item_without_a_place(scene: Scene) -> None:
