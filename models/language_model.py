@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,21 +43,6 @@ def build(
 def from_config(config: PretrainedConfig) -> PreTrainedModel:
     """A model with new weights, on our attention."""
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-    return model
-
-
-def from_pretrained(directory: Path, vocabulary: int) -> PreTrainedModel:
-    """A local pretrained model whose word embeddings give way to `vocabulary` page embeddings of the same spread."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        directory, attn_implementation=ATTENTION, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
-    spread = float(model.get_input_embeddings().weight.detach().std())
-    model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-        torch.nn.init.normal_(layer.weight, std=spread)
-    for name, token in (("pad_token_id", PAD), ("bos_token_id", BOS), ("eos_token_id", EOS)):
-        setattr(model.config, name, token)
-        setattr(model.generation_config, name, token)
     return model
 
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from models.adapters import Adapters
 from models.config import Backend
-from models.language_model import LanguageModel, build, from_pretrained
+from models.language_model import LanguageModel, build
 from models.predictors import Predictor, Separate, Token, one_hot
+from models.pretrained import Unsuitable, from_pretrained
 from models.visit import recent
 from trainer.descent import Judge, Phase, descend
 from trainer.errors import TrainingError
@@ -81,7 +82,9 @@ def new_model(options: TrainOptions, size: int) -> PreTrainedModel:
         return build(options.architecture, size, *shape, positions, options.dropout)
     try:
         model = from_pretrained(options.pretrained, size)
-    except (OSError, ValueError, KeyError) as error:
+    except Unsuitable as error:
+        raise TrainingError(f"{options.pretrained}: {error}") from None
+    except (OSError, ValueError) as error:
         raise TrainingError(f"{options.pretrained} holds no model that transformers can open: {error}") from None
     most = getattr(model.config, "max_position_embeddings", positions)
     if most < positions:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.engine_network import Stacked
-from models.language_model import LanguageModel, buckets, build, from_pretrained, restore
+from models.language_model import LanguageModel, buckets, build, restore
 from models.language_model import nll as score
 from models.sampling import uniforms
 from models.vocabulary import EOS
@@ -60,13 +60,6 @@ class TestArchitectures:
         again = LanguageModel(restore(lm.model.config.to_dict(), dict(lm.model.named_parameters())))
         tokens = torch.tensor([prompts(1, 6)[0]])
         assert torch.equal(lm.logits(tokens), again.logits(tokens))
-
-    def test_a_pretrained_directory_gets_page_embeddings(self, architecture: str, tmp_path: Path) -> None:
-        build(architecture, 90, 16, 2, 2, 160).save_pretrained(tmp_path)
-        lm = LanguageModel(from_pretrained(tmp_path, SIZE))
-        assert lm.size == SIZE
-        assert lm.logits(torch.tensor([[1, 5, 2, 1]])).shape == (1, 4, SIZE)
-        assert lm.model.config.eos_token_id == EOS
 
 
 def test_sizes_must_fit_together() -> None:
