@@ -157,7 +157,7 @@ def is_adapter(name: str) -> bool:
 def linear_names(trunk: PreTrainedModel) -> list[str]:
     """Paths of the linear layers in the decoder blocks: OPT, Qwen2, Llama and any that keep their blocks in a list.
 
-    Raises ValueError when the model has no such list.
+    Raises ValueError when the model has no such list, or no linear layers there (GPT-2's are convolutions).
     """
     blocks = [
         name
@@ -166,8 +166,13 @@ def linear_names(trunk: PreTrainedModel) -> list[str]:
     ]
     if not blocks:
         raise ValueError(f"{type(trunk).__name__} has no list of decoder blocks that adapters could be put into")
-    return [
+    names = [
         name
         for name, module in trunk.named_modules()
         if isinstance(module, nn.Linear) and any(name.startswith(block + ".") for block in blocks)
     ]
+    if not names:
+        raise ValueError(
+            f"{type(trunk).__name__} has no linear layers in its decoder blocks that adapters could change"
+        )
+    return names

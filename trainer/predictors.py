@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from models.adapters import Adapters
+from models.adapters import Adapters, linear_names
 from models.config import Backend
 from models.language_model import LanguageModel, build
 from models.predictors import Predictor, Separate, Token, one_hot
@@ -91,6 +91,11 @@ def new_model(options: TrainOptions, size: int) -> PreTrainedModel:
         raise TrainingError(
             f"{options.pretrained} has {most} positions, but context_tokens + max_pages + 1 is {positions}. Lower one."
         )
+    if options.predictors == "lora":
+        try:
+            linear_names(model)
+        except ValueError as error:
+            raise TrainingError(f"{options.pretrained}: {error}. Take another model, or another backend.") from None
     return model
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config
+from transformers import GPT2Config, GPTNeoXConfig
 
+from models.adapters import Adapters
 from models.engine import Rollouts
 from models.language_model import LanguageModel, from_config
 from models.predictors import Predictor, Separate, Token, one_hot, shared_out
@@ -20,18 +21,54 @@ from tests.models.naive import generated, naive, nll, plain, until_end
 
 Prompts = Callable[[int, int], list[list[int]]]
 CLUSTERS, STEPS, SAMPLES = 3, 10, 7
-# gpt2 stands for the architectures that the engine leaves to transformers.
-ARCHITECTURES = ("opt", "qwen2", "llama", "gpt2")
+# gpt2 and gpt_neox, which takes adapters, stand for the architectures that the engine leaves to transformers.
+ARCHITECTURES = ("opt", "qwen2", "llama")
+CASES = [
+    *product(("separate", "token"), (*ARCHITECTURES, "gpt2")),
+    *product(("lora",), (*ARCHITECTURES, "gpt_neox")),
+]
+OTHERS = {
+    "gpt2": lambda size: GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=160),
+    "gpt_neox": lambda size: GPTNeoXConfig(
+        vocab_size=size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=160,
+    ),
+}  # fmt: skip
 
 
 def small(architecture: str, seed: int, size: int) -> LanguageModel:
-    if architecture != "gpt2":
+    if architecture in ARCHITECTURES:
         return tiny(architecture, seed, size)
     torch.manual_seed(seed)
-    model = from_config(GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=160))
+    model = from_config(OTHERS[architecture](size))
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20.0)
     return LanguageModel(model)
+
+
+def adapted(lm: LanguageModel) -> Adapters:
+    """Adapters that make each cluster another model."""
+    made = Adapters(lm.model, CLUSTERS, rank=2)
+    with torch.no_grad():
+        for name, value in made.named_parameters():
+            if name.endswith(".B"):
+                value.normal_(std=0.3)
+    return made.eval()
+
+
+class Unmerged:
+    """The trunk with one cluster's adapters beside it and transformers' own attention."""
+
+    def __init__(self, adapters: Adapters, cluster: int) -> None:
+        self._adapters, self._cluster = adapters, cluster
+        self.config = adapters.trunk.config
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._adapters(self._cluster, **inputs)
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        with self._adapters.using(self._cluster) as trunk:
+            return trunk.generate(*args, **options)
 
 
 class Case:
@@ -43,6 +80,11 @@ class Case:
             models = [small(architecture, k, SIZE) for k in range(CLUSTERS)]
             self.predictor = Separate(models)
             self._plain = [plain(lm.model, path / str(k)) for k, lm in enumerate(models)]
+        elif backend == "lora":
+            adapters = adapted(small(architecture, 7, SIZE))
+            self.predictor = Separate([LanguageModel(adapters.merge(k)) for k in range(CLUSTERS)])
+            adapters.trunk.set_attn_implementation("eager")
+            self._plain = [Unmerged(adapters, k) for k in range(CLUSTERS)]
         else:
             lm = small(architecture, 5, SIZE + CLUSTERS)
             self.predictor = Token(lm, CLUSTERS)
@@ -53,9 +95,7 @@ class Case:
         return self._plain[cluster], [SIZE + cluster, *prompt] if self._prefixed else prompt
 
 
-@pytest.fixture(
-    scope="module", params=list(product(("separate", "token"), ARCHITECTURES)), ids=lambda param: "-".join(param)
-)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     backend, architecture = request.param
     return Case(backend, architecture, tmp_path_factory.mktemp("model"))

@@ -1,5 +1,6 @@
 """What training begins with: models from local directories, and those that are refused before anything is learnt."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,10 @@ def test_a_model_of_too_few_positions_is_refused(tmp_path: Path) -> None:
     build("opt", 90, 16, 1, 2, 48).save_pretrained(tmp_path)
     with pytest.raises(TrainingError, match="has 48 positions"):
         new_model(TrainOptions(pretrained=tmp_path, context_tokens=40, max_pages=8), 12)
+
+
+def test_a_model_that_takes_no_adapters_is_refused_with_backend_lora(tmp_path: Path) -> None:
+    options = TrainOptions(pretrained=saved("gpt2", tmp_path), context_tokens=40, max_pages=8)
+    assert new_model(options, 12).config.model_type == "gpt2"
+    with pytest.raises(TrainingError, match=r"no linear layers .* that adapters could change. Take another model"):
+        new_model(replace(options, backend="lora"), 12)
