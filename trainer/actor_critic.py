@@ -42,10 +42,10 @@ class ActorCritic:
 
     def __init__(
         self, selector: nn.Module, predictors: Sequence[PreTrainedModel], centroids: Tensor, train: Samples,
-        held: Samples, options: PaperOptions, store: Run, device: torch.device, seed: int,
+        held: Samples, options: PaperOptions, store: Run, device: torch.device, seed: int, checkpoint_steps: int,
     ) -> None:  # fmt: skip
         self.options, self.train, self.held, self.store = options, train, held, store
-        self.device, self.seed = device, seed
+        self.device, self.seed, self.checkpoint_steps = device, seed, checkpoint_steps
         self.selector, self.predictors = selector.to(device), [model.to(device) for model in predictors]
         self.whole = nn.ModuleDict({"selector": self.selector, "predictors": nn.ModuleList(self.predictors)})
         # One optimiser, but each weight has a state of its own, and AdamW leaves a weight without a gradient alone:
@@ -82,24 +82,28 @@ class ActorCritic:
         total = self.per_epoch * self.options.epochs
         task = None
         if progress is not None:
-            task = progress.add_task(PHASE, total=total, completed=self.position.step)
+            task = progress.add_task(PHASE, total=total, completed=self.position.step, tokens_per_s=None)
+        tokens, started = 0, time.perf_counter()
         while self.position.step < total and time.monotonic() < deadline:
             epoch = self.position.step // self.per_epoch
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train.targets))
             for i in range(self.position.step % self.per_epoch * self.options.batch, len(order), self.options.batch):
-                self.step(order[i : i + self.options.batch].tolist(), epoch)
+                tokens += self.step(order[i : i + self.options.batch].tolist(), epoch)
                 if task is not None:
-                    progress.update(task, advance=1)
+                    speed = tokens / (time.perf_counter() - started)
+                    progress.update(task, advance=1, tokens_per_s=speed)
                 if time.monotonic() > deadline:
                     break
+                if self.position.step % self.checkpoint_steps == 0 and self.position.step % self.per_epoch:
+                    self._save()
             self._judge(epoch)
             self._save()
         load_weights(self.whole, self.best)
         self.store.finish(PHASE, {**self.best, "sizes": torch.tensor(self.sizes)})
 
-    def step(self, rows: Sequence[int], epoch: int) -> None:
-        """One pass of Algorithm 1's loop over a batch of users."""
-        options = self.options
+    def step(self, rows: Sequence[int], epoch: int) -> int:
+        """One pass of Algorithm 1's loop over a batch of users; the number of tokens that every predictor scored."""
+        options, started = self.options, time.perf_counter()
         torch.manual_seed((self.seed * 1_000_003 + self.position.step) % 2**63)
         self.whole.train()
         z = self.z[rows]
@@ -129,11 +133,14 @@ class ActorCritic:
         self.optimizer.step()
         own = losses.gather(1, clusters[:, None]).squeeze(1)
         counts = scored.sum(1)
+        count = int(counts.sum())
         nats = own * counts if options.reduction == "mean" else own
-        head = {"phase": PHASE, "epoch": epoch, "step": self.position.step, "loss": float(nats.sum() / counts.sum())}
+        head = {"phase": PHASE, "epoch": epoch, "step": self.position.step, "loss": float(nats.sum()) / count}
         told = {"lr": options.predictor_lr, "critic": critic, **line, "sizes": self._sizes(clusters)}
-        self.store.log(head | told)
+        speed = round(count / (time.perf_counter() - started))
+        self.store.log({**head, **told, "tokens": count, "tokens_per_s": speed})
         self.position.step += 1
+        return count
 
     def clusters(self, z: Tensor) -> Tensor:
         """The cluster that the selector chooses for each row of z (N, D): (N,)."""

@@ -83,7 +83,7 @@ def _paper(material: Material) -> tuple[Grouping, Trained]:
     embed = make_embed(o.paper.embedding, m.embeddings, m.tokenizer, o.encoder, m.device.type)
     fitted = fit_paper(
         pretrain(m), m.examples(m.train_users, None), m.held(None), embed, m.tokenizer, o.clusters or PAPER_CLUSTERS,
-        o.paper, m.store, m.device, o.context_tokens, o.seed, m.progress, m.deadline,
+        o.paper, m.store, m.device, o.context_tokens, o.seed, m.progress, m.deadline, o.checkpoint_steps,
     )  # fmt: skip
     costs = make_costs(m.embeddings, fitted.centroids)
     tensors = {**selector_tensors(fitted.selector), "costs": costs, "centroids": fitted.centroids}

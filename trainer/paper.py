@@ -42,7 +42,7 @@ class PaperFit:
 def fit_paper(
     model: PreTrainedModel, train: Sequence[Example], held: Sequence[Example], embed: Embed, tokenizer: Tokenizer,
     clusters: int, options: PaperOptions, store: Run, device: torch.device, context: int = 512, seed: int = 0,
-    progress: Any = None, deadline: float = math.inf,
+    progress: Any = None, deadline: float = math.inf, checkpoint_steps: int = 100,
 ) -> PaperFit:  # fmt: skip
     """Fine-tune copies of the pretrained `model`, one for each of at most `clusters` clusters, and their selector.
 
@@ -55,7 +55,7 @@ def fit_paper(
     )
     selector, centroids = _start(trained.z, clusters, options.selector_epochs, store, seed)
     models = [copy.deepcopy(model) for _ in range(len(centroids))]
-    training = ActorCritic(selector, models, centroids, trained, judged, options, store, device, seed)
+    training = ActorCritic(selector, models, centroids, trained, judged, options, store, device, seed, checkpoint_steps)
     training.run(progress, deadline)
     chosen = training.clusters(trained.z).cpu()
     sizes = torch.bincount(chosen, minlength=len(models))

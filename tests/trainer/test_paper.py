@@ -83,7 +83,8 @@ def training(data: Data, tmp_path: Path) -> Iterator[Make]:
         place = tmp_path / str(len(stores))
         place.mkdir()
         stores.append(Run(place / "run", {}, place / "log"))
-        return ActorCritic(selector, models, centroids, samples, data.samples(data.held), options, stores[-1], CPU, 0)
+        held = data.samples(data.held)
+        return ActorCritic(selector, models, centroids, samples, held, options, stores[-1], CPU, 0, checkpoint_steps=3)
 
     yield make
     for store in stores:
@@ -91,7 +92,9 @@ def training(data: Data, tmp_path: Path) -> Iterator[Make]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.read_text().splitlines()]
+    """A step log without what a clock says."""
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("time", "tokens_per_s")} for line in told]
 
 
 def one_step(training: ActorCritic, rows: list[int]) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def fitted(
     try:
         return fit_paper(
             language_model(), data.train, data.held, data.embed, TOKENIZER, clusters, options, store, CPU, CONTEXT,
-            seed, progress,
+            seed, progress, checkpoint_steps=3,
         )  # fmt: skip
     finally:
         store.close()
@@ -334,6 +337,7 @@ def test_the_log_tells_every_step(whole: tuple[PaperFit, Path], tmp_path: Path) 
     assert [line["step"] for line in steps] == list(range(FAST.epochs * 4))  # 64 users in batches of 16
     for line in steps:
         assert line["objective"] == pytest.approx(line["l1"] + FAST.alpha * line["l2"] + FAST.beta * line["l3"])
+        assert line["tokens"] > 16
         assert sum(line["sizes"]) == 16 and all(line[f"slope{i}"] >= 0 for i in (1, 2, 3))
         assert [size > 0 for size in line["sizes"]] == [loss is not None for loss in line["critic"]]
     draw(whole[1], tmp_path / "curves.svg")
@@ -366,14 +370,18 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_twice_it_ends_with_the_same_numbers(whole: tuple[PaperFit, Path], data: Data, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_ends_with_the_same_numbers(
+    whole: tuple[PaperFit, Path], data: Data, tmp_path: Path
+) -> None:
     fit, log = whole
-    for left in (6, 3):  # an epoch has 4 steps: in the second epoch, and there again
+    # An epoch has 4 steps, and there are checkpoints after 3, 4 and 6. A killed run's log ends with its last step.
+    for left, reached in ((2, 2), (4, 4), (3, 6), (3, 7)):
         child = os.fork()
         if child == 0:
             fitted(data, tmp_path, progress=Killer(left))
             os._exit(3)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert sum("loss" in line for line in lines(tmp_path / "log")) == reached
     calls: list[int] = []
 
     def embed(visits: Any) -> np.ndarray:
@@ -386,6 +394,21 @@ def test_killed_twice_it_ends_with_the_same_numbers(whole: tuple[PaperFit, Path]
     assert last.history == fit.history and last.users == fit.users
     assert not any(moved(a, b) for a, b in zip(fit.models, last.models, strict=True))
     assert not moved(fit.selector, last.selector)
+
+
+def test_progress_hears_of_every_step_and_its_speed(training: Make) -> None:
+    heard: list[dict[str, Any]] = []
+
+    class Bar:
+        def add_task(self, name: str, **fields: Any) -> int:
+            assert (name, fields) == ("actor-critic", {"total": 8, "completed": 0, "tokens_per_s": None})
+            return 3
+
+        def update(self, task: int, **fields: Any) -> None:
+            heard.append(fields)
+
+    training().run(Bar())
+    assert [fields["advance"] for fields in heard] == [1] * 8 and all(fields["tokens_per_s"] > 0 for fields in heard)
 
 
 def test_a_selector_that_knows_its_clusters_stays_with_them(data: Data, tmp_path: Path) -> None:
