@@ -77,11 +77,9 @@ def fit_contenders(
         MARKOV: fitting.markov, MIXTURE: fitting.mixture, BOOSTING: fitting.boosting,
         BOOSTING_MIXTURE: fitting.boosting_mixture, GRU: fitting.gru,
     }  # fmt: skip
+    told = fitting.controls(parameters) if any(name not in plain for name in which) else {}
     contenders = [fit() for name, fit in plain.items() if name in which]
-    if any(name not in plain for name in which):
-        told = fitting.controls(parameters)
-        contenders += [fitting.control(name, options, cache) for name, options in told.items() if name in which]
-    return contenders
+    return contenders + [fitting.control(name, options, cache) for name, options in told.items() if name in which]
 
 
 class Fitted(Bundle):

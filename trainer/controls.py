@@ -71,6 +71,7 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
             dropout=max(options.dropout, LARGE_DROPOUT) if width >= 2 * options.hidden_size else options.dropout,
         )
     elif options.large is not None:
+        options.check_large()  # now, not when all the others have been trained
         controls[LARGE_LM] = dataclasses.replace(
             single, backend="lora", pretrained=options.large, large=None, fine_tune_epochs=0, **TABLE_16
         )

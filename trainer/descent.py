@@ -40,7 +40,7 @@ class Phase:
     rows: Sequence[np.ndarray]
     judge: Judge
     epochs: int
-    batch: int  # rows
+    batch: int  # rows; with `fill` rows of so many tokens
     lr: float
     weight_decay: float
     patience: int
@@ -52,6 +52,7 @@ class Phase:
     accumulate: int = 1  # batches a step
     packing: bool = True  # windows share rows, so batches are of any lengths; else of similar ones
     warm_up: int | None = None  # steps
+    fill: int | None = None  # tokens: each batch is of rows so long, with as many windows in each as find room
 
 
 def descend(model: Learner, phase: Phase, run: Run, device: torch.device, progress: Any = None) -> float:
@@ -71,13 +72,16 @@ def descend(model: Learner, phase: Phase, run: Run, device: torch.device, progre
 class _Descent:
     def __init__(self, model: Learner, phase: Phase, run: Run, device: torch.device, progress: Any) -> None:
         self.model, self.phase, self.store, self.device, self.progress = model, phase, run, device, progress
-        self.rows_a_step = phase.batch * phase.accumulate
-        self.per_epoch = batch_count(len(phase.rows), self.rows_a_step)
+        self.units_a_step = phase.batch * phase.accumulate
+        # Windows that come together: the same in all epochs, so that each has the same number of steps.
+        lengths = [len(row) - 1 for row in phase.rows]
+        self.units = pack(lengths, room=phase.fill) if phase.fill else [[i] for i in range(len(phase.rows))]
+        self.per_epoch = batch_count(len(self.units), self.units_a_step)
         self.total = self.per_epoch * phase.epochs
         self.key = zlib.crc32(phase.name.encode())
-        self.lengths = [len(row) for row in phase.rows]
+        self.lengths = [sum(lengths[i] for i in unit) for unit in self.units]
         self.scored = np.array(
-            [(row != BOS).sum() for row in phase.rows], dtype=np.int64
+            [sum(int((phase.rows[i] != BOS).sum()) for i in unit) for unit in self.units], dtype=np.int64
         )  # every token but [BOS] is predicted
         self.optimizer = torch.optim.AdamW(groups(model, phase.weight_decay), lr=phase.lr, betas=BETAS, fused=True)
         self.position = Position(phase.name, 0, math.inf, 0, 0)
@@ -102,13 +106,13 @@ class _Descent:
         while position.step < self.total and position.worse_epochs < phase.patience:
             epoch, offset = divmod(position.step, self.per_epoch)
             clusters = self.clusters(epoch)
-            order = batches(self.lengths, self.rows_a_step, (phase.seed, self.key, epoch), not phase.packing)
-            for i, rows in enumerate(order):
+            order = batches(self.lengths, self.units_a_step, (phase.seed, self.key, epoch), not phase.packing)
+            for i, units in enumerate(order):
                 if i < offset:
                     continue
                 if ranks.from_first(time.monotonic() > phase.deadline):
                     return self.end(task, judge=i > 0)
-                tokens += self.step(rows, clusters, epoch)
+                tokens += self.step(units, clusters, epoch)
                 if task is not None:
                     speed = tokens / (time.perf_counter() - started)
                     self.progress.update(task, advance=1, tokens_per_s=speed)
@@ -118,8 +122,8 @@ class _Descent:
             self.save()
         return self.end(task)
 
-    def step(self, rows: np.ndarray, clusters: np.ndarray | None, epoch: int) -> int:
-        """One update on these rows; returns the number of tokens that were predicted."""
+    def step(self, units: np.ndarray, clusters: np.ndarray | None, epoch: int) -> int:
+        """One update on these windows; returns the number of tokens that were predicted."""
         phase, position = self.phase, self.position
         rate = phase.lr * schedule(position.step, self.total, phase.warm_up)
         for group in self.optimizer.param_groups:
@@ -127,9 +131,9 @@ class _Descent:
         started = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad()
-        count = int(self.scored[rows].sum())
+        count = int(self.scored[units].sum())
         loss = torch.zeros((), device=self.device)
-        for i, (layout, kinds) in enumerate(self.shares(rows, clusters)):
+        for i, (layout, kinds) in enumerate(self.shares(units, clusters)):
             torch.manual_seed(self.dropout_seed(i))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 share = nats(self.model, layout, self.device, kinds) / count
@@ -149,10 +153,10 @@ class _Descent:
         position.step += 1
         return count
 
-    def shares(self, rows: np.ndarray, clusters: np.ndarray | None) -> Iterator[tuple[Layout, np.ndarray | None]]:
+    def shares(self, units: np.ndarray, clusters: np.ndarray | None) -> Iterator[tuple[Layout, np.ndarray | None]]:
         """This process's share of each batch of the step, and the adapter of each of its rows."""
-        for start in range(0, len(rows), self.phase.batch):
-            batch = rows[start : start + self.phase.batch]
+        for start in range(0, len(units), self.phase.batch):
+            batch = np.concatenate([self.units[unit] for unit in units[start : start + self.phase.batch].tolist()])
             windows = [self.phase.rows[row] for row in batch.tolist()]
             kinds = None
             if clusters is not None and isinstance(self.model, Adapters):
@@ -161,7 +165,7 @@ class _Descent:
                 windows = [np.concatenate([[c], row]) for c, row in zip(clusters[batch], windows, strict=True)]
             placed = [[i] for i in range(len(windows))]
             if self.phase.packing:
-                placed = pack([len(window) - 1 for window in windows], kinds)
+                placed = pack([len(window) - 1 for window in windows], kinds, self.phase.fill)
             if mine := placed[ranks.rank() :: ranks.world()]:
                 yield lay_out(windows, mine), None if kinds is None else kinds[[row[0] for row in mine]]
 

@@ -19,15 +19,17 @@ FEWEST_HISTORY = 8  # tokens of the context that max_pages must leave
 # What mode "paper" starts from instead: the pretraining of the small model, HeTLM's Table 14.
 TABLE_14: dict[str, Any] = {
     "epochs": 100, "batch": 32, "accumulate": 4, "lr": 1e-5, "weight_decay": 0.01, "validation_share": 0.05,
-    "context_tokens": 512,
+    "context_tokens": 512, "patience": 100,
 }  # fmt: skip
 
 # A large pretrained model, tuned by low-rank adapters beside the published algorithm: HeTLM's Table 16. There its
-# weights are loaded in 8 bits, and so is its optimiser; here both are not.
+# weights are loaded in 8 bits, and so is its optimiser; here both are not. And there it reads and writes the names of
+# pages with its own tokenizer of texts; here it gets a token for each page, as the small models do, and with it new
+# page embeddings that learn beside the adapters: what it knows of the words in those names does not help it.
 TABLE_16: dict[str, Any] = {
-    "epochs": 10, "batch": 2, "accumulate": 4, "lr": 2e-4, "weight_decay": 0.0, "warm_up_steps": 10,
-    "validation_share": 0.05, "context_tokens": 512, "packing": True, "adapter_rank": 32, "adapter_alpha": 16.0,
-    "adapter_dropout": 0.05, "freeze_trunk": True,
+    "epochs": 10, "batch": 2, "accumulate": 4, "packing": True, "fill_rows": True, "lr": 2e-4, "weight_decay": 0.0,
+    "warm_up_steps": 10, "validation_share": 0.05, "context_tokens": 512, "patience": 10, "adapter_rank": 32,
+    "adapter_alpha": 16.0, "adapter_dropout": 0.05, "freeze_trunk": True,
 }  # fmt: skip
 
 
@@ -54,9 +56,10 @@ class TrainOptions:
     freeze_trunk: bool = False  # only the adapters learn in the fine-tuning; with one cluster, and page embeddings
     epochs: int = 10  # over all sessions
     fine_tune_epochs: int = 4  # over each cluster's sessions; with one model and tokens, that many more over all
-    batch: int = 64  # users
+    batch: int = 64  # users; rows with `fill_rows`
     accumulate: int = 1  # batches a step
     packing: bool = True  # several users' sessions in one row, in batches of any lengths; else of similar ones
+    fill_rows: bool = False  # rows of context_tokens, each with as many users' sessions as find room
     lr: float = 3e-3
     fine_tune_lr: float = 2e-3
     weight_decay: float = 0.05
@@ -110,6 +113,13 @@ class TrainOptions:
                 f"context_tokens is {self.context_tokens}, which leaves no room for a history before max_pages "
                 f"{self.max_pages}. Raise the one, or lower the other."
             )
+        if self.fill_rows and not self.packing:
+            raise TrainingError("fill_rows puts several users' sessions in one row, but packing is off. Change one.")
+        if self.large is not None and self.pretrained is None:
+            raise TrainingError(
+                f"large is {self.large}, but it only stands beside pretrained models: beside new ones the large model "
+                "is a wider new one. Give pretrained too, or leave large out."
+            )
         if self.mode == "paper" and self.backend not in (None, "separate"):
             raise TrainingError(
                 f"mode 'paper' trains a model for each cluster, so backend {self.backend!r} has no place in it. "
@@ -125,6 +135,14 @@ class TrainOptions:
     def tunes_pretrained(self) -> bool:
         """Whether one cluster means adapters on a pretrained trunk that stays as it is."""
         return self.pretrained is not None and self.freeze_trunk
+
+    def check_large(self) -> None:
+        """Raises TrainingError when `large` names no model. A bundle keeps the name, and the model may go."""
+        if self.large is not None and not (self.large / "config.json").is_file():
+            raise TrainingError(
+                f"large is {self.large}, but there is no config.json of a transformers model. Put the directory right, "
+                "or leave large out."
+            )
 
     def plain(self) -> dict[str, Any]:
         """The options as JSON values."""

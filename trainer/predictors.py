@@ -201,7 +201,7 @@ def _windows(material: Material, members: Sequence[int] | range) -> tuple[list[n
 
 
 def _judge(material: Material, backend: Backend, routed: np.ndarray, seen: Sequence[Example]) -> Judge:
-    """Nats per token of the target sessions, given the sessions before and the cluster of each."""
+    """Nats per token of the target sessions, given the sessions before and the cluster of each, (B, K) one-hot."""
     encode, render = material.tokenizer.encode, material.tokenizer.render
     some, clusters = seen[:MOST_JUDGES], routed.shape[1]
     budget = material.options.context_tokens - material.max_pages - 1  # as at prediction
@@ -210,12 +210,22 @@ def _judge(material: Material, backend: Backend, routed: np.ndarray, seen: Seque
     count = sum(len(target) + 1 for target in targets)
 
     def loss(model: Any) -> float:
-        parts = model if backend == "lora" else [model]
-        predictor = _predictor(backend, clusters, parts, material.device, torch.float32)
+        predictor = _predictor(backend, clusters, [model], material.device, torch.float32)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(prompts), CHUNK)]
         return float(sum(predictor.nll(prompts[c], routed[: len(some)][c], targets[c]).sum() for c in chunks) / count)
 
-    return loss
+    def adapted_loss(adapters: Any) -> float:
+        total = 0.0
+        for cluster in range(clusters):
+            own = np.flatnonzero(routed[: len(some), cluster]).tolist()
+            with adapters.using(cluster) as trunk:  # a merged copy for each cluster might not fit the memory
+                judged = LanguageModel(trunk, material.device, torch.float32)
+                for i in range(0, len(own), CHUNK):
+                    chunk = own[i : i + CHUNK]
+                    total += float(judged.nll([prompts[row] for row in chunk], [targets[row] for row in chunk]).sum())
+        return total / count
+
+    return adapted_loss if backend == "lora" else loss
 
 
 def _predictor(
@@ -240,4 +250,5 @@ def _phase(
         lr=o.fine_tune_lr if fine_tune else o.lr, weight_decay=o.weight_decay, patience=o.patience, seed=o.seed,
         checkpoint_steps=o.checkpoint_steps, deadline=material.deadline, keep_start=fine_tune, posterior=posterior,
         accumulate=o.accumulate, packing=o.packing, warm_up=o.warm_up_steps,
+        fill=o.context_tokens if o.fill_rows else None,
     )  # fmt: skip

@@ -110,7 +110,12 @@ def divide(cut: Path, directory: Path, rules: SessionRules, seed: int = 0) -> di
 
 
 def _options(where: str, values: dict[str, Any]) -> TrainOptions:
-    return fill(where, (TABLE_14 if values.get("mode") == "paper" else {}) | values, TrainOptions)
+    options = fill(where, (TABLE_14 if values.get("mode") == "paper" else {}) | values, TrainOptions)
+    try:
+        options.check_large()
+    except TrainingError as error:
+        raise TrainingError(f"{where}: {error}") from None
+    return options
 
 
 def fill(where: str, values: dict[str, Any], kind: type[T]) -> T:

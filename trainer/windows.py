@@ -82,23 +82,32 @@ def draw_clusters(posterior: np.ndarray, seed: Sequence[int]) -> np.ndarray:
     return chosen
 
 
-def pack(lengths: Sequence[int], kinds: Sequence[int] | np.ndarray | None = None) -> list[list[int]]:
-    """Windows that share rows, by first fit decreasing; for each row their places in `lengths`.
+def pack(
+    lengths: Sequence[int], kinds: Sequence[int] | np.ndarray | None = None, room: int | None = None
+) -> list[list[int]]:
+    """Windows that share rows of `room` tokens, by best fit decreasing; for each row their places in `lengths`.
 
-    A row is as long as the longest window: in longer ones attention, which looks at all pairs of a row, would cost
-    more, and hardly less would be padded. With `kinds` only windows of the same kind share a row.
+    Without `room` a row is as long as the longest window: in longer ones attention, which looks at all pairs of a row,
+    would cost more, and hardly less would be padded. With `kinds` only windows of the same kind share a row.
     """
     kind = kinds if kinds is not None else [0] * len(lengths)
+    room = max([room or 0, *lengths])
     rows: list[list[int]] = []
-    room: list[int] = []
+    spare: dict[tuple[int, int], list[int]] = {}  # rows by their kind and the room that is left
+    rooms: dict[int, int] = {}  # by kind, bit r: a row has room for r tokens
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fits = (r for r, row in enumerate(rows) if lengths[i] <= room[r] and kind[i] == kind[row[0]])
-        row = next(fits, len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(max(lengths))
-        rows[row].append(i)
-        room[row] -= lengths[i]
+        k, length = int(kind[i]), lengths[i]
+        fits = rooms.get(k, 0) >> length
+        if fits:
+            left = length + (fits & -fits).bit_length() - 1  # the tightest
+            row = spare[k, left].pop()
+            rooms[k] ^= (not spare[k, left]) << left
+            rows[row].append(i)
+        else:
+            row, left = len(rows), room
+            rows.append([i])
+        spare.setdefault((k, left - length), []).append(row)
+        rooms[k] = rooms.get(k, 0) | 1 << (left - length)
     return rows
 
 

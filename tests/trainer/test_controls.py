@@ -67,11 +67,16 @@ def test_what_would_say_nothing_is_left_out(tmp_path: Path) -> None:
 
 def test_a_large_model_beside_pretrained_ones_is_tuned_by_table_16(tmp_path: Path) -> None:
     options = TrainOptions(mode="paper", pretrained=tmp_path / "small", large=tmp_path / "large")
+    with pytest.raises(TrainingError, match=r"large is .*/large, but there is no config.json"):
+        control_options(options, 4, 1, SIZE)
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "config.json").write_text("{}")
     large = control_options(options, 4, 1, SIZE)[LARGE_LM]
     assert (large.pretrained, large.predictors, large.clusters) == (tmp_path / "large", "lora", 1)
     assert (large.adapter_rank, large.adapter_alpha, large.adapter_dropout) == (32, 16.0, 0.05)
     assert (large.lr, large.weight_decay, large.warm_up_steps) == (2e-4, 0.0, 10)
-    assert (large.epochs, large.batch, large.accumulate, large.packing) == (10, 2, 4, True)
+    assert (large.epochs, large.patience, large.packing) == (10, 10, True)
+    assert (large.batch, large.accumulate, large.fill_rows) == (2, 4, True), "eight rows a step"
     assert (large.context_tokens, large.validation_share) == (512, 0.05) and large.tunes_pretrained
 
 

@@ -231,6 +231,8 @@ def test_a_time_budget_ends_it_early(sessions: Path, options: Options, tmp_path:
         ({"validation_share": 0.9}, "validation_share"),
         ({"adapter_dropout": 1.0}, "adapter_dropout 1.0"),
         ({"warm_up_steps": -1}, "warm_up_steps is -1, but must be at least 0"),
+        ({"fill_rows": True, "packing": False}, "fill_rows puts several users' sessions in one row, but packing"),
+        ({"large": Path("llama")}, "large is llama, but it only stands beside pretrained models"),
     ],
 )
 def test_options_that_cannot_work_are_named(options: Options, changes: dict[str, Any], words: str) -> None:

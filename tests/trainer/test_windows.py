@@ -33,6 +33,14 @@ def test_rows_are_full_and_hold_every_window_once() -> None:
     assert len(packed) <= 11 / 9 * sum(lengths) / 60 + 1  # the bound of first fit decreasing
 
 
+def test_rows_of_a_given_length_are_filled_whatever_the_longest_window() -> None:
+    lengths = np.random.default_rng(0).integers(1, 31, size=500).tolist()
+    packed = pack(lengths, room=512)
+    assert sorted(i for row in packed for i in row) == list(range(500))
+    assert max(sum(lengths[i] for i in row) for row in packed) <= 512
+    assert len(packed) == -(-sum(lengths) // 512)  # the last one alone is not full
+
+
 def test_kinds_do_not_share_a_row() -> None:
     kinds = [i % 3 for i in range(60)]
     packed = pack([40] * 3 + [7] * 57, kinds)
