@@ -73,6 +73,8 @@ def train(
     from trainer.recipes import divide, read_recipe
 
     chosen = read_recipe(recipe, **given)
+    for line in chosen.told:
+        typer.echo(line)
     if log is not None:
         from streams import playing
 

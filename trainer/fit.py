@@ -29,7 +29,7 @@ from trainer.errors import TrainingError
 from trainer.grouping import Grouping, by_behaviour, by_names
 from trainer.judging import judge, outcome_pages
 from trainer.material import Material
-from trainer.options import PAPER_CLUSTERS, TrainOptions
+from trainer.options import PAPER_CLUSTERS, TrainOptions, paper_rates
 from trainer.paper import fit_paper
 from trainer.predictors import Trained, pretrain, train_predictors
 from trainer.sessionitems import read_item_log
@@ -141,6 +141,8 @@ def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Pat
         "items": "none" if items is None else items.told,
         "start": "from scratch" if m.start is None else f"went on from the bundle {m.start.digest}",
     }
+    if o.mode == "paper":
+        source["learning rates"] = paper_rates(o)
     text = card(forecaster.config, len(m.vocabulary.pages), trained.parameters, judgement, source)
     save_bundle(
         bundle, forecaster.config, m.vocabulary, m.embeddings, grouping.tensors,

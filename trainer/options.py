@@ -22,6 +22,14 @@ TABLE_14: dict[str, Any] = {
     "context_tokens": 512, "patience": 100,
 }  # fmt: skip
 
+# Beside it what the mode takes from elsewhere: generated sessions of 64 pages at most (spec/hetlm.md, section 1.6).
+PUBLISHED: dict[str, Any] = {**TABLE_14, "max_pages": 64}
+
+# The published rates are for pretrained models of 350 M weights. A new one, which they leave as it is, takes these: at
+# width 48 what findings, section 7, had best, and at 1,024 that of OPT-350M (Zhang et al., 2022, table 1).
+NEW_LR, NEW_WIDTH, NEW_EXPONENT = 3e-3, 48, 0.75
+NEW_SELECTOR_LR = 1e-3
+
 # A large pretrained model, tuned by low-rank adapters beside the published algorithm: HeTLM's Table 16. There its
 # weights are loaded in 8 bits, and so is its optimiser; here both are not. And there it reads and writes the names of
 # pages with its own tokenizer of texts; here it gets a token for each page, as the small models do, and with it new
@@ -35,7 +43,11 @@ TABLE_16: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of `train`; sizes and rates that work on a CPU (hetlm_findings, section 7)."""
+    """Options of `train`; sizes and rates that work on a CPU (hetlm_findings, section 7).
+
+    They are the same for every mode. What mode "paper" starts from instead, Table 14 or the rates of a new model, comes
+    with a recipe: `trainer.recipes.read_recipe(None, mode="paper").options`.
+    """
 
     mode: Mode = "behaviour"  # how clusters are found: by what visitors do, as published, or by K-means on page names
     backend: Backend | None = None  # who predicts; None: "token" with behaviour, else "separate"
@@ -147,3 +159,19 @@ class TrainOptions:
     def plain(self) -> dict[str, Any]:
         """The options as JSON values."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+def new_model_lr(hidden_size: int) -> float:
+    """A rate at which a new model of that width learns, to two digits."""
+    return float(f"{NEW_LR * (NEW_WIDTH / hidden_size) ** NEW_EXPONENT:.1e}")
+
+
+def paper_rates(options: TrainOptions) -> str:
+    """The learning rates of mode "paper" in words, beside the published ones."""
+    table = PaperOptions()
+    own = (options.lr, options.paper.predictor_lr, options.paper.selector_lr)
+    published = (TABLE_14["lr"], table.predictor_lr, table.selector_lr)
+    told = "{:g} (pretraining), {:g} (predictors), {:g} (selector)".format(*own)
+    if own == published:
+        return told + (", as published" if options.pretrained else ", as published, at which a new model hardly learns")
+    return told + "; published, for pretrained models: {:g}, {:g}, {:g}".format(*published)

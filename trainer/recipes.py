@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from trainer.corpus import TEST, TRAIN, place_of, read_table
 from trainer.errors import TrainingError
-from trainer.options import TABLE_14, TrainOptions
+from trainer.options import NEW_SELECTOR_LR, PUBLISHED, TrainOptions, new_model_lr, paper_rates
 from trainer.paper import PaperOptions
 from trainer.retrieval_options import XPertOptions
 
@@ -56,6 +56,11 @@ class Recipe:
     sessions: SessionRules
     options: TrainOptions
 
+    @property
+    def told(self) -> list[str]:
+        """What is good to know before the training begins, a line each."""
+        return [f"mode paper, learning rates: {paper_rates(self.options)}"] if self.options.mode == "paper" else []
+
 
 def read_recipe(path: Path | None, **changes: Any) -> Recipe:
     """The recipe in `path`, or one of defaults; `changes` replace values of [train].
@@ -63,7 +68,7 @@ def read_recipe(path: Path | None, **changes: Any) -> Recipe:
     Raises TrainingError that names the file and the key.
     """
     if path is None:
-        return Recipe(SessionRules(), _options("train", changes))
+        return Recipe(SessionRules(), _options("", changes, {}))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -74,14 +79,12 @@ def read_recipe(path: Path | None, **changes: Any) -> Recipe:
             f"recipe {path}: there is no table [{name}]. A recipe has [sessions], [train], [paper] and [retrieval]."
         )
     train = content.get("train", {}) | changes
-    if "paper" in content:
-        train["paper"] = fill(f"recipe {path}, [paper]", content["paper"], PaperOptions)
     if "retrieval" in content:
         train["retrieval"] = fill(f"recipe {path}, [retrieval]", content["retrieval"], XPertOptions)
     rules = fill(f"recipe {path}, [sessions]", content.get("sessions", {}), SessionRules)
     if rules.profile is not None and rules.profile.endswith(".toml"):
         rules = dataclasses.replace(rules, profile=str(path.parent / rules.profile))
-    return Recipe(rules, _options(f"recipe {path}, [train]", train))
+    return Recipe(rules, _options(f"recipe {path}, ", train, content.get("paper", {})))
 
 
 def divide(cut: Path, directory: Path, rules: SessionRules, seed: int = 0) -> dict[str, int]:
@@ -109,13 +112,47 @@ def divide(cut: Path, directory: Path, rules: SessionRules, seed: int = 0) -> di
     return {TRAIN: len(users) - tests, TEST: tests}
 
 
-def _options(where: str, values: dict[str, Any]) -> TrainOptions:
-    options = fill(where, (TABLE_14 if values.get("mode") == "paper" else {}) | values, TrainOptions)
+def _options(where: str, train: dict[str, Any], paper: dict[str, Any]) -> TrainOptions:
+    """The options of [train] and [paper], with what mode "paper" starts from. `where` goes before the table's name."""
+    published = train.get("mode") == "paper"
+    options = fill(f"{where}[train]", (PUBLISHED if published else {}) | train, TrainOptions)
+    rates: dict[str, float] = {}
+    if published and options.pretrained is None:
+        rate = new_model_lr(options.hidden_size)
+        options = dataclasses.replace(options, lr=train.get("lr", rate))
+        rates = {"predictor_lr": rate / 2, "selector_lr": NEW_SELECTOR_LR}
+    algorithm = fill(f"{where}[paper]", rates | paper, PaperOptions)
+    if published:
+        # What a refresh of such a bundle goes on with.
+        options = dataclasses.replace(options, fine_tune_lr=train.get("fine_tune_lr", algorithm.predictor_lr))
+    elif paper:
+        raise TrainingError(
+            f"{where}[paper] does nothing in mode {options.mode!r}. Take mode 'paper', or leave it out."
+        )
+    for key, why in _idle(options).items():
+        if key in train:
+            raise TrainingError(f"{where}[train]: {key} does nothing, for {why}. Leave it out.")
     try:
         options.check_large()
     except TrainingError as error:
-        raise TrainingError(f"{where}: {error}") from None
-    return options
+        raise TrainingError(f"{where}[train]: {error}") from None
+    return dataclasses.replace(options, paper=algorithm)
+
+
+def _idle(options: TrainOptions) -> dict[str, str]:
+    """Keys of [train] that do nothing beside the others, and why.
+
+    Not among them: the sizes of a new model beside `pretrained`, so that a recipe can be run with it and without.
+    """
+    idle: dict[str, str] = {}
+    if options.pretrained is not None:
+        idle |= dict.fromkeys(("architecture", "dropout"), "the pretrained model has its own")
+    if options.mode == "paper":
+        idle["fine_tune_epochs"] = "mode 'paper' fine-tunes for the epochs of [paper]"
+    if options.predictors != "lora":
+        names = ("adapter_rank", "adapter_alpha", "adapter_dropout", "freeze_trunk")
+        idle |= dict.fromkeys(names, f"backend {options.predictors!r} has no adapters")
+    return idle
 
 
 def fill(where: str, values: dict[str, Any], kind: type[T]) -> T:

@@ -1,13 +1,20 @@
 """Recipes: what they may say, and how they divide the sessions of a log."""
 
+import json
+from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.bundle import load_bundle
+from tests.trainer.conftest import TINY
 from trainer.corpus import read_corpus, training_parts
 from trainer.errors import TrainingError
+from trainer.fit import train
+from trainer.paper import PaperOptions
 from trainer.recipes import Recipe, SessionRules, divide, read_recipe
 
 READY = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -22,10 +29,56 @@ def test_every_ready_recipe_is_whole(path: Path) -> None:
     assert (recipe.sessions.profile is not None) == needs_log
 
 
-def test_the_papers_recipes_have_the_papers_tables() -> None:
-    options = read_recipe(READY[0].with_name("google-analytics.toml")).options
+PAPER = [READY[0].with_name(f"{name}.toml") for name in ("google-analytics", "kechinov")]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_with_a_pretrained_model_the_papers_recipes_have_the_papers_tables(path: Path) -> None:
+    recipe = read_recipe(path, pretrained=Path("opt-350m"))
+    options, paper = recipe.options, recipe.options.paper
     assert (options.lr, options.weight_decay, options.batch, options.accumulate) == (1e-5, 0.01, 32, 4)
     assert (options.epochs, options.validation_share, options.context_tokens) == (100, 0.05, 512)
+    assert (options.patience, options.max_pages) == (100, 64)
+    assert paper == PaperOptions(alpha=5.0, beta=9.0), "Table 15"
+    assert recipe.told == [
+        "mode paper, learning rates: 1e-05 (pretraining), 1e-05 (predictors), 5e-05 (selector), as published"
+    ]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_without_one_they_take_rates_at_which_a_new_model_learns(path: Path) -> None:
+    recipe = read_recipe(path)
+    options, paper = recipe.options, recipe.options.paper
+    assert (options.lr, paper.predictor_lr, paper.selector_lr) == (3e-4, 1.5e-4, 1e-3)
+    with_one = read_recipe(path, pretrained=Path("opt-350m")).options
+    same = replace(with_one, pretrained=None, lr=options.lr, fine_tune_lr=options.fine_tune_lr, paper=paper)
+    assert same == options, "all else is as published"
+    assert "0.0003 (pretraining)" in recipe.told[0] and "published, for pretrained models: 1e-05" in recipe.told[0]
+
+
+def test_a_rate_that_is_given_stays(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[train]\nmode = 'paper'\nhidden_size = 32\nlr = 1e-5\n[paper]\npredictor_lr = 1e-5\n")
+    recipe = read_recipe(path)
+    options = recipe.options
+    assert (options.lr, options.paper.predictor_lr, options.paper.selector_lr) == (1e-5, 1e-5, 1e-3)
+    path.write_text(path.read_text() + "selector_lr = 5e-5\n")
+    assert read_recipe(path).told[0].endswith("as published, at which a new model hardly learns")
+    assert read_recipe(None, mode="behaviour").told == []
+
+
+def test_mode_paper_learns_without_a_pretrained_model(sessions: Path, tmp_path: Path) -> None:
+    """With the published rates the loss stays that of pages drawn at random."""
+    told = {name: value for name, value in TINY.items() if name not in ("fine_tune_epochs", "epochs")}
+    options = read_recipe(None, mode="paper", **told, epochs=12, accumulate=1).options
+    paper = replace(options.paper, embedding="pages", epochs=2)
+    train(sessions, tmp_path / "b", replace(options, paper=paper))
+    lines = [json.loads(line) for line in (tmp_path / "b.steps.jsonl").read_text().splitlines()]
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    pages = len(load_bundle(tmp_path / "b", "cpu").vocabulary.pages)
+    assert losses[-1] < 0.8 * log(pages)
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "learning rates: 0.0068 (pretraining), 0.0034 (predictors), 0.001 (selector); published" in card
 
 
 @pytest.mark.parametrize(
@@ -40,6 +93,14 @@ def test_the_papers_recipes_have_the_papers_tables() -> None:
         ("[model]\nlayers = 2", "there is no table [model]"),
         ("[train\n", "cannot be read"),
         ("[train]\nmode = 'paper'\nbackend = 'lora'", "backend 'lora' has no place in it"),
+        ("[train]\npretrained = 'opt'\ndropout = 0.1", "[train]: dropout does nothing, for the pretrained model has"),
+        ("[train]\npretrained = 'opt'\narchitecture = 'opt'", "[train]: architecture does nothing"),
+        ("[train]\nmode = 'paper'\nfine_tune_epochs = 2", "[train]: fine_tune_epochs does nothing, for mode 'paper'"),
+        ("[train]\nadapter_rank = 8", "[train]: adapter_rank does nothing, for backend 'token' has no adapters"),
+        ("[train]\nmode = 'kmeans'\nfreeze_trunk = true", "freeze_trunk does nothing, for backend 'separate'"),
+        ("[paper]\nalpha = 1.0", "[paper] does nothing in mode 'behaviour'"),
+        ("[train]\npretrained = 'opt'\nlarge = 'llama'", "[train]: large is llama, but there is no config.json"),
+        ("[train]\nlarge = 'llama'", "[train]: large is llama, but it only stands beside pretrained models"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, says: str) -> None:
@@ -62,7 +123,7 @@ def test_changes_go_before_the_recipe(tmp_path: Path) -> None:
 
 def test_the_command_line_gives_paths(tmp_path: Path) -> None:
     assert read_recipe(None, pretrained=tmp_path, encoder=tmp_path).options.pretrained == tmp_path
-    assert read_recipe(READY[0], pretrained=tmp_path).options.pretrained == tmp_path
+    assert read_recipe(PAPER[0], pretrained=tmp_path).options.pretrained == tmp_path
 
 
 def test_sessions_are_kept_and_divided_by_the_rules(tmp_path: Path) -> None:
