@@ -17,7 +17,7 @@ from trainer import fit
 from trainer.contenders import KMEANS_LMS, LARGE_LM, SMALL_LM
 from trainer.corpus import Corpus
 from trainer.errors import TrainingError
-from trainer.options import TABLE_16, TrainOptions
+from trainer.options import PAPER_CLUSTERS, TABLE_16, TrainOptions
 from trainer.predictors import new_model
 
 LARGE_DROPOUT = 0.1
@@ -48,19 +48,24 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
     The single models see every user in one schedule as long as all phases of the bundle together: as many tokens as
     all its predictors have seen. The small one has the size of one predictor (matched compute); the large one at least
     the parameters of all of them (HeTLM, section 1.8), or LARGER times those of a single one. Beside pretrained models,
-    which cannot be widened, it is the one that `large` names, tuned by adapters (Table 16), or none. Left out are
-    K-means beside a bundle that is nothing else, and with one cluster whatever would be the bundle again.
+    which cannot be widened, it is the one that `large` names, tuned by adapters (Table 16), or none. K-means is left out
+    beside a bundle that is nothing else; beside one of mode "paper" it clusters what that began with, into as many
+    clusters. With one cluster whatever would be the bundle again is left out.
     """
+    count, embedding = clusters, None
     if options.mode == "paper":
+        # The paper's own baseline: its start, with as many clusters as it starts from, and without Algorithm 1.
+        count, embedding = options.clusters or PAPER_CLUSTERS, options.paper.embedding
         shared = clusters if options.paper.critic == "soft" else 1  # a soft critic shows every predictor every session
         later, rate = options.paper.epochs * shared, options.paper.predictor_lr
     else:
         later, rate = options.fine_tune_epochs, options.fine_tune_lr
     kmeans = dataclasses.replace(
-        options, mode="kmeans", backend="separate", soft=False, clusters=clusters, fine_tune_epochs=later,
-        fine_tune_lr=rate,
+        options, mode="kmeans", backend="separate", soft=False, clusters=count, embedding=embedding,
+        fine_tune_epochs=later, fine_tune_lr=rate,
     )  # fmt: skip
-    single = dataclasses.replace(kmeans, clusters=1)  # its one phase lasts as many epochs as both phases
+    # Its one phase lasts as many epochs as both phases.
+    single = dataclasses.replace(kmeans, clusters=1, embedding=None)
     controls = {} if clusters == 1 else {SMALL_LM: single}
     if options.pretrained is None:
         width = matching_width(options, size, parameters * LARGER if clusters == 1 else parameters)
@@ -75,7 +80,7 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
         controls[LARGE_LM] = dataclasses.replace(
             single, backend="lora", pretrained=options.large, large=None, fine_tune_epochs=0, **TABLE_16
         )
-    if options.mode != "kmeans" and clusters > 1:
+    if options.mode != "kmeans" and count > 1:
         controls[KMEANS_LMS] = kmeans
     return controls
 

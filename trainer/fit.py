@@ -26,7 +26,7 @@ from trainer.contenders import Bundle, unfitted
 from trainer.corpus import read_training, training_parts
 from trainer.curves import draw
 from trainer.errors import TrainingError
-from trainer.grouping import Grouping, by_behaviour, by_names
+from trainer.grouping import Grouping, by_behaviour, by_names, by_sessions
 from trainer.judging import judge, outcome_pages
 from trainer.material import Material
 from trainer.options import PAPER_CLUSTERS, TrainOptions, paper_rates
@@ -73,7 +73,11 @@ def _fit(material: Material) -> tuple[Grouping, Trained]:
     mode = material.options.mode
     if mode == "paper":
         return _paper(material)
-    grouping = by_behaviour(material) if mode == "behaviour" else by_names(material)
+    if mode == "behaviour":
+        grouping = by_behaviour(material)
+    else:
+        embedding = material.options.embedding
+        grouping = by_names(material) if embedding is None else by_sessions(material, embedding)
     return grouping, train_predictors(material, grouping)
 
 
@@ -157,7 +161,7 @@ def _config(m: Material, grouping: Grouping, trained: Trained, outcomes: dict[st
     return BundleConfig(
         kind=KIND, format=FORMAT, created=datetime.now(UTC).isoformat(timespec="seconds"),
         mode=o.mode, selector=grouping.kind, backend=trained.backend, soft=bool(o.soft),
-        embedding=o.paper.embedding if o.mode == "paper" else "pages", encoder=_encoder_used(o),
+        embedding=o.selector_embedding or "pages", encoder=_encoder_used(o),
         architecture=trained.models[0].config.model_type, clusters=trained.clusters, cluster_users=grouping.users,
         context_tokens=o.context_tokens, decoding=Decoding(rollouts=o.rollouts, max_pages=m.max_pages),
         cart=outcomes["cart"], purchase=outcomes["purchase"],
@@ -167,7 +171,7 @@ def _config(m: Material, grouping: Grouping, trained: Trained, outcomes: dict[st
 
 
 def _encoder_used(options: TrainOptions) -> EncoderUsed | None:
-    if options.mode != "paper" or options.paper.embedding != "text":
+    if options.selector_embedding != "text":
         return None
     directory = None if options.encoder is None else str(options.encoder.resolve())
     return EncoderUsed(encoder_digest(options.encoder), directory)

@@ -1,4 +1,4 @@
-"""Which visitors go together: found before their predictors learn, by what they do or by the names of their pages."""
+"""Which visitors go together: found before their predictors learn, by what they do or by what they saw."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,25 @@ import numpy as np
 import torch
 
 from models.chains import Chains
+from models.config import Embedding
 from models.config import Selector as Kind
 from models.routing import ChainRouter, Router
 from models.selector import PREFIX as MLP
-from models.selector import PageMeans, Posterior, Selector, make_selector, selector_tensors
+from models.selector import (
+    MLPSelector,
+    PageMeans,
+    Posterior,
+    Selector,
+    SelectorNet,
+    make_embed,
+    make_selector,
+    selector_tensors,
+)
+from models.visit import Visit
 from trainer.clusters import assign, centroids, make_costs, router_of, user_embeddings
 from trainer.material import Material
 from trainer.mixture import MixtureOptions, fit_chains, refit_chains, responsibilities
-from trainer.options import KMEANS_CLUSTERS
+from trainer.options import KMEANS_CLUSTERS, PAPER_CLUSTERS
 from trainer.selectors import SelectorOptions, distil, router_of_choice
 
 
@@ -55,7 +66,7 @@ def by_behaviour(material: Material) -> Grouping:
 
 
 def by_names(material: Material) -> Grouping:
-    """K-means on mean page embeddings: what HeTLM begins with, and the baseline of clusterwise models."""
+    """K-means on mean page embeddings, which a running sum knows: the baseline of clusterwise models."""
     m, options = material, material.options
     kept = m.store.finished("kmeans")
     if m.start is not None:
@@ -70,6 +81,40 @@ def by_names(material: Material) -> Grouping:
     router = router_of(m.vocabulary, costs)
     posterior = np.eye(router.clusters)[assign(m.corpus, m.train_users, router)]
     return Grouping("kmeans", router, Posterior(router), {"costs": costs, "centroids": centers}, posterior, {})
+
+
+def by_sessions(material: Material, embedding: Embedding) -> Grouping:
+    """K-means on z, what the selector of mode "paper" sees: its very start, after which nobody changes cluster."""
+    m, o = material, material.options
+    embed = make_embed(embedding, m.embeddings, m.tokenizer, o.encoder, m.device.type)
+    kept = m.store.finished("kmeans")
+    if kept is None:
+        sessions = [[m.corpus.page_names(s) for s in m.corpus.sessions(user)] for user in m.train_users.tolist()]
+        z = embed([Visit("", own[:-1] or own) for own in sessions])
+        returning = [len(own) > 1 for own in sessions]  # as in mode "paper", they alone have a say
+        known = None if m.start is None else m.start.selector["centroids"]
+        centers = centroids(z[returning], o.clusters or PAPER_CLUSTERS, o.seed) if known is None else known
+        kept = {"z": torch.tensor(z), "centroids": torch.tensor(centers)}
+        m.store.finish("kmeans", kept)
+    centers = kept["centroids"].numpy()
+    selector = MLPSelector(nearest(centers), embed)
+    costs = make_costs(m.embeddings, centers)
+    tensors = {**selector_tensors(nearest(centers)), "costs": costs, "centroids": centers}
+    posterior = np.eye(len(centers))[torch.cdist(kept["z"], kept["centroids"]).argmin(1).numpy()]
+    return Grouping("mlp", router_of(m.vocabulary, costs), selector, tensors, posterior, {})
+
+
+def nearest(centers: np.ndarray) -> SelectorNet:
+    """A network that chooses the nearest of the centers (K, D): its logits are 2 z.e - |e|^2, with z = (z)+ - (-z)+."""
+    clusters, width = centers.shape
+    net = SelectorNet(width, clusters, hidden=2 * width)
+    e, one = torch.tensor(centers), torch.eye(width)
+    weights = {
+        "hidden.weight": torch.cat([one, -one]), "hidden.bias": torch.zeros(2 * width),
+        "output.weight": 2 * torch.cat([e, -e], dim=1), "output.bias": -e.square().sum(dim=1),
+    }  # fmt: skip
+    net.load_state_dict(weights)
+    return net
 
 
 def _fit_mixture(m: Material) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.adapters import ALPHA, RANK
-from models.config import Backend, Mode
+from models.config import Backend, Embedding, Mode
 from models.language_model import ARCHITECTURES
 from trainer.errors import TrainingError
 from trainer.paper import PaperOptions
@@ -52,6 +52,7 @@ class TrainOptions:
     mode: Mode = "behaviour"  # how clusters are found: by what visitors do, as published, or by K-means on page names
     backend: Backend | None = None  # who predicts; None: "token" with behaviour, else "separate"
     soft: bool | None = None  # spread a visitor over the clusters; None: where validation says so
+    embedding: Embedding | None = None  # mode "kmeans" on z as in mode "paper", of texts or pages; None: a running sum
     clusters: int | None = None  # None: chosen on validation (behaviour), 6 (paper), 4 (kmeans)
     architecture: str = "opt"  # opt, qwen2 or llama; not used with `pretrained`
     hidden_size: int = 48
@@ -142,6 +143,11 @@ class TrainOptions:
     def predictors(self) -> Backend:
         """The backend, chosen or by the mode."""
         return self.backend or ("token" if self.mode == "behaviour" else "separate")
+
+    @property
+    def selector_embedding(self) -> Embedding | None:
+        """What the selector sees of a visit's sessions, where mode "paper" or "kmeans" lets it see them."""
+        return {"paper": self.paper.embedding, "kmeans": self.embedding, "behaviour": None}[self.mode]
 
     @property
     def tunes_pretrained(self) -> bool:

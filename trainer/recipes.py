@@ -149,6 +149,8 @@ def _idle(options: TrainOptions) -> dict[str, str]:
         idle |= dict.fromkeys(("architecture", "dropout"), "the pretrained model has its own")
     if options.mode == "paper":
         idle["fine_tune_epochs"] = "mode 'paper' fine-tunes for the epochs of [paper]"
+    if options.mode != "kmeans":
+        idle["embedding"] = f"mode {options.mode!r} has no use for it"
     if options.predictors != "lora":
         names = ("adapter_rank", "adapter_alpha", "adapter_dropout", "freeze_trunk")
         idle |= dict.fromkeys(names, f"backend {options.predictors!r} has no adapters")

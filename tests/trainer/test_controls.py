@@ -60,6 +60,16 @@ def test_beside_the_published_algorithm(critic: Any, epochs: int) -> None:
     assert (kmeans.epochs, kmeans.fine_tune_epochs, kmeans.fine_tune_lr) == (6, epochs, 1e-4)
 
 
+@pytest.mark.parametrize("embedding", ["text", "pages"])
+@pytest.mark.parametrize(("asked", "clusters"), [(None, 6), (4, 4)])
+def test_beside_it_k_means_clusters_what_it_began_with(embedding: Any, asked: int | None, clusters: int) -> None:
+    options = TrainOptions(mode="paper", hidden_size=16, clusters=asked, paper=PaperOptions(embedding=embedding))
+    told = control_options(options, CLUSTERS, 1, SIZE)  # CLUSTERS are left of them
+    assert (told[KMEANS_LMS].clusters, told[KMEANS_LMS].embedding) == (clusters, embedding)
+    assert (told[SMALL_LM].clusters, told[SMALL_LM].embedding) == (1, None)
+    assert control_options(TrainOptions(), CLUSTERS, 1, SIZE)[KMEANS_LMS].embedding is None
+
+
 def test_what_would_say_nothing_is_left_out(tmp_path: Path) -> None:
     assert set(control_options(TrainOptions(mode="kmeans"), 4, 1, SIZE)) == {SMALL_LM, LARGE_LM}
     assert set(control_options(TrainOptions(pretrained=tmp_path), 4, 1, SIZE)) == {SMALL_LM, KMEANS_LMS}
