@@ -48,8 +48,8 @@ def control_options(options: TrainOptions, clusters: int, parameters: int, size:
     The single models see every user in one schedule as long as all phases of the bundle together: as many tokens as
     all its predictors have seen. The small one has the size of one predictor (matched compute); the large one at least
     the parameters of all of them (HeTLM, section 1.8), or LARGER times those of a single one. Beside pretrained models,
-    which cannot be widened, it is the one that `large` names, tuned by adapters (Table 16), or none. K-means is left out
-    beside a bundle that is nothing else; beside one of mode "paper" it clusters what that began with, into as many
+    which cannot be widened, it is the one that `large` names, tuned by adapters (Table 16), or none. K-means is left
+    out beside a bundle that is nothing else; beside one of mode "paper" it clusters what that began with, into as many
     clusters. With one cluster whatever would be the bundle again is left out.
     """
     count, embedding = clusters, None
