@@ -55,11 +55,13 @@ class Recipe:
 
     sessions: SessionRules
     options: TrainOptions
+    idle: tuple[str, ...] = ()  # what was given and does nothing, and why
 
     @property
     def told(self) -> list[str]:
         """What is good to know before the training begins, a line each."""
-        return [f"mode paper, learning rates: {paper_rates(self.options)}"] if self.options.mode == "paper" else []
+        rates = [f"mode paper, learning rates: {paper_rates(self.options)}"] if self.options.mode == "paper" else []
+        return [*rates, *self.idle]
 
 
 def read_recipe(path: Path | None, **changes: Any) -> Recipe:
@@ -68,7 +70,7 @@ def read_recipe(path: Path | None, **changes: Any) -> Recipe:
     Raises TrainingError that names the file and the key.
     """
     if path is None:
-        return Recipe(SessionRules(), _options("", changes, {}))
+        return Recipe(SessionRules(), *_options("", changes, {}))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -84,7 +86,7 @@ def read_recipe(path: Path | None, **changes: Any) -> Recipe:
     rules = fill(f"recipe {path}, [sessions]", content.get("sessions", {}), SessionRules)
     if rules.profile is not None and rules.profile.endswith(".toml"):
         rules = dataclasses.replace(rules, profile=str(path.parent / rules.profile))
-    return Recipe(rules, _options(f"recipe {path}, ", train, content.get("paper", {})))
+    return Recipe(rules, *_options(f"recipe {path}, ", train, content.get("paper", {})))
 
 
 def divide(cut: Path, directory: Path, rules: SessionRules, seed: int = 0) -> dict[str, int]:
@@ -112,8 +114,11 @@ def divide(cut: Path, directory: Path, rules: SessionRules, seed: int = 0) -> di
     return {TRAIN: len(users) - tests, TEST: tests}
 
 
-def _options(where: str, train: dict[str, Any], paper: dict[str, Any]) -> TrainOptions:
-    """The options of [train] and [paper], with what mode "paper" starts from. `where` goes before the table's name."""
+def _options(where: str, train: dict[str, Any], paper: dict[str, Any]) -> tuple[TrainOptions, tuple[str, ...]]:
+    """The options of [train] and [paper], with what mode "paper" starts from, and what of them does nothing.
+
+    `where` goes before the table's name.
+    """
     published = train.get("mode") == "paper"
     options = fill(f"{where}[train]", (PUBLISHED if published else {}) | train, TrainOptions)
     rates: dict[str, float] = {}
@@ -125,18 +130,14 @@ def _options(where: str, train: dict[str, Any], paper: dict[str, Any]) -> TrainO
     if published:
         # What a refresh of such a bundle goes on with.
         options = dataclasses.replace(options, fine_tune_lr=train.get("fine_tune_lr", algorithm.predictor_lr))
-    elif paper:
-        raise TrainingError(
-            f"{where}[paper] does nothing in mode {options.mode!r}. Take mode 'paper', or leave it out."
-        )
-    for key, why in _idle(options).items():
-        if key in train:
-            raise TrainingError(f"{where}[train]: {key} does nothing, for {why}. Leave it out.")
+    idle = [f"{key} does nothing, for {why}." for key, why in _idle(options).items() if key in train]
+    if paper and not published:
+        idle.append(f"[paper] does nothing in mode {options.mode!r}.")
     try:
         options.check_large()
     except TrainingError as error:
         raise TrainingError(f"{where}[train]: {error}") from None
-    return dataclasses.replace(options, paper=algorithm)
+    return dataclasses.replace(options, paper=algorithm), tuple(idle)
 
 
 def _idle(options: TrainOptions) -> dict[str, str]:

@@ -84,6 +84,24 @@ def test_mode_paper_learns_without_a_pretrained_model(sessions: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("[train]\npretrained = 'opt'\ndropout = 0.1", "dropout does nothing, for the pretrained model has its own."),
+        ("[train]\npretrained = 'opt'\narchitecture = 'opt'", "architecture does nothing, for the pretrained model"),
+        ("[train]\nmode = 'paper'\nfine_tune_epochs = 2", "fine_tune_epochs does nothing, for mode 'paper' fine-tunes"),
+        ("[train]\nadapter_rank = 8", "adapter_rank does nothing, for backend 'token' has no adapters."),
+        ("[train]\nmode = 'kmeans'\nfreeze_trunk = true", "freeze_trunk does nothing, for backend 'separate'"),
+        ("[paper]\nalpha = 1.0", "[paper] does nothing in mode 'behaviour'."),
+    ],
+)
+def test_what_does_nothing_is_told(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    (line,) = read_recipe(tmp_path / "recipe.toml").idle
+    assert line.startswith(says)
+    assert read_recipe(tmp_path / "recipe.toml").told[-1] == line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
         ("[train]\nepoch = 3", "[train]: there is no 'epoch'. Did you mean epochs?"),
         ("[train]\nepochs = 'many'", "Expected `int`"),
         ("[train]\nmode = 'magic'", "Invalid enum value 'magic'"),
@@ -93,12 +111,6 @@ def test_mode_paper_learns_without_a_pretrained_model(sessions: Path, tmp_path: 
         ("[model]\nlayers = 2", "there is no table [model]"),
         ("[train\n", "cannot be read"),
         ("[train]\nmode = 'paper'\nbackend = 'lora'", "backend 'lora' has no place in it"),
-        ("[train]\npretrained = 'opt'\ndropout = 0.1", "[train]: dropout does nothing, for the pretrained model has"),
-        ("[train]\npretrained = 'opt'\narchitecture = 'opt'", "[train]: architecture does nothing"),
-        ("[train]\nmode = 'paper'\nfine_tune_epochs = 2", "[train]: fine_tune_epochs does nothing, for mode 'paper'"),
-        ("[train]\nadapter_rank = 8", "[train]: adapter_rank does nothing, for backend 'token' has no adapters"),
-        ("[train]\nmode = 'kmeans'\nfreeze_trunk = true", "freeze_trunk does nothing, for backend 'separate'"),
-        ("[paper]\nalpha = 1.0", "[paper] does nothing in mode 'behaviour'"),
         ("[train]\npretrained = 'opt'\nlarge = 'llama'", "[train]: large is llama, but there is no config.json"),
         ("[train]\nlarge = 'llama'", "[train]: large is llama, but it only stands beside pretrained models"),
     ],
