@@ -13,6 +13,7 @@ from models.encoder import Encoder
 from models.items import WEIGHTS, ItemsFile, RetrieverConfig, SeedRule, nearest_clusters
 from models.xpert import Morph
 from streams.wire import Item
+from trainer.corpus import VALIDATION
 from trainer.errors import TooFewClicks, TrainingError
 from trainer.fusion import CONSTANT, Fused
 from trainer.hinge import fit_published, published
@@ -29,7 +30,7 @@ from trainer.slates import World
 from trainer.spaces import choose_spaces
 from trainer.xpert import XPertRetriever
 
-WINDOWS_MS: tuple[int | None, ...] = tuple(hours * HOUR_MS for hours in (1, 6, 24, 72, 168))
+WINDOWS_MS = tuple(hours * HOUR_MS for hours in (1, 6, 24, 72, 168))
 FEWEST = 20  # cases to train on, and to validate with
 
 Note = Callable[[str], None]
@@ -57,16 +58,17 @@ def fit_items(
 
     `texts` (N, 384): embeddings of the items' texts, zeros where there is none.
     """
-    task = replace(NextSessions(seed=options.seed).task(log), content=texts)
+    windows = WINDOWS_MS if options.popularity_ms is None else (options.popularity_ms,)
+    task = replace(NextSessions(every_ms=min(windows), seed=options.seed).task(log), content=texts)
     if min(len(task.train), len(task.validation)) < FEWEST:
         return None
     try:
         spaces, _ = choose_spaces(task, options, note)
     except TooFewClicks:
         return None
-    popularity = best_popularity(task, WINDOWS_MS)
+    popularity = best_popularity(task, windows)
     counts = best_counts(task, WINDOWS_MS)
-    window_ms = options.popularity_ms or popularity.span or HOUR_MS
+    window_ms = popularity.span or HOUR_MS
     world = World(task, spaces.of, replace(options, popularity_ms=window_ms))
     if options.mode == "paper":
         chosen, validation = _as_published(world, note)
@@ -88,7 +90,8 @@ def fit_items(
     file = ItemsFile([log.items[item] for item in space.items.tolist()], config)
     told = (
         f"{len(file.ids):,} items by {spaces.name}; {chosen.retriever.name}, with a Recall@10 + Recall@50 of "
-        f"{chosen.found:.3f} on {len(task.validation):,} later sessions"
+        f"{chosen.found:.3f} on {len(task.validation):,} later sessions; the index held "
+        f"{task.coverage[VALIDATION]:.1%} of what was new to their visitors"
     )
     return FittedItems(file, tensors, told, validation)
 

@@ -1,13 +1,17 @@
 """Clicks on items: who clicked what and when, the moments to judge retrieval at, and the snapshots of the index."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_array
 
 NONE = -1  # where there is no item
+FEW = 8  # times fewer events than all: then they are looked up by time, else all are looked at
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,26 @@ class Interactions:
     item: np.ndarray  # (E,) int32, indices into `items`
     ts: np.ndarray  # (E,) int64, epoch ms, or -1, -2, ... backwards
     session: np.ndarray  # (E,) int32, number of the session among the user's, from 0
+    _found: dict[Any, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def timed(self) -> bool:
         """Whether the events have times."""
         return bool(self.ts.max(initial=0) > 0)
 
-    @property
+    @cached_property
     def user(self) -> np.ndarray:
         """(E,) int64: whose event it is."""
         return np.repeat(np.arange(len(self.users)), np.diff(self.first))
 
+    @cached_property
+    def _by_time(self) -> np.ndarray:
+        """(E,) int64: the events in the order of their times."""
+        return np.argsort(self.ts, kind="stable")
+
     def between(self, start: int | None, end: int) -> "Interactions":
         """The events with start <= ts < end, of the same users and items; None: from the first on."""
-        kept = self.ts < end if start is None else (self.ts >= start) & (self.ts < end)
+        kept = self._inside(start, end)
         counts = np.bincount(self.user[kept], minlength=len(self.users))
         first = np.concatenate([[0], np.cumsum(counts)])
         return Interactions(self.users, self.items, first, self.item[kept], self.ts[kept], self.session[kept])
@@ -45,6 +55,22 @@ class Interactions:
     def popularity(self) -> np.ndarray:
         """(N,) int64: clicks on each item."""
         return np.bincount(self.item, minlength=len(self.items))
+
+    def once(self, make: Callable[["Interactions"], T]) -> T:
+        """What `make` makes of these events; it is kept, and not made again."""
+        if make not in self._found:
+            self._found[make] = make(self)
+        kept: T = self._found[make]
+        return kept
+
+    def _inside(self, start: int | None, end: int) -> np.ndarray:
+        """Which events have start <= ts < end: a mask, or their places in order."""
+        if start is not None:
+            low, high = np.searchsorted(self.ts, [start, end], sorter=self._by_time)
+            if (high - low) * FEW < len(self.ts):
+                return np.sort(self._by_time[low:high])
+        inside: np.ndarray = self.ts < end if start is None else (self.ts >= start) & (self.ts < end)
+        return inside
 
 
 @dataclass(frozen=True)
@@ -111,10 +137,14 @@ class Cases:
 
 
 class Snapshot(NamedTuple):
-    """The index at one moment: it knows the events before `at`, and only `items` can be retrieved."""
+    """The index at one moment: clicks are counted before `at`, and only `items` can be retrieved.
+
+    What is learned, vectors and co-visits, knows the events before `learned`; None: before `at`, too.
+    """
 
     at: int  # as `Interactions.ts`
     items: np.ndarray  # (M,) int32, ascending
+    learned: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +163,24 @@ class Task:
     test: Cases
     coverage: dict[str, float]
     content: csr_array | np.ndarray | None = None
+    _learned: dict[tuple[int, int | None], Interactions] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     def known(self, snapshot: int, span: int | None = None) -> Interactions:
-        """What a snapshot may learn from: all events before it, or those of the last `span` ms."""
+        """All events before a snapshot, or those of the last `span` ms: what counts as popular."""
         at = self.snapshots[snapshot].at
         return self.log.between(None if span is None else at - span, at)
+
+    def learned_at(self, snapshot: int) -> int:
+        """Before when the events lie that vectors and co-visits of a snapshot are made of."""
+        at, _, learned = self.snapshots[snapshot]
+        return at if learned is None else learned
+
+    def learned(self, snapshot: int, span: int | None = None) -> Interactions:
+        """These events, or those of the last `span` ms before; the same object for snapshots that learn the same."""
+        at = self.learned_at(snapshot)
+        if (at, span) not in self._learned:
+            self._learned.clear()  # one is enough for snapshots that are asked in the order of time
+            self._learned[at, span] = self.log.between(None if span is None else at - span, at)
+        return self._learned[at, span]

@@ -50,7 +50,7 @@ class Counts:
         return rank_by(self._prepare, self.task, cases, k)
 
     def _prepare(self, snapshot: int) -> Score:
-        visits, items = self.count(self.task.known(snapshot, self.span)), self.task.snapshots[snapshot].items
+        visits, items = self.task.learned(snapshot, self.span).once(self.count), self.task.snapshots[snapshot].items
         weights = self.fade ** np.arange(self.seeds)
         fill = FILL * log_clicks(self.task, snapshot, self.span)
 

@@ -1,7 +1,7 @@
 """Session files as a log of items, and the task of a bundle's retriever: the items of the next session."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.items import WIDTH
 from trainer.corpus import TRAIN, VALIDATION
 from trainer.errors import TrainingError
 from trainer.interactions import Cases, Interactions, Snapshot, Task
+from trainer.protocols import HOUR_MS
 
 ITEM_COLUMNS = ("user_id", "start_ms", "number", "items")
+FEWEST_SNAPSHOTS = 8  # that are asked, however long the log is
 
 
 def read_item_log(places: Sequence[Path]) -> Interactions | None:
@@ -49,63 +52,84 @@ class NextSessions:
     """Moments are starts of sessions, as a prediction is made when the one before has closed; the labels are the items
     of the session that are new to the visitor and in the index.
 
-    Snapshots lie at quantiles of the log's events. The sessions that begin after the last ones validate.
+    All is as old as it is in service: vectors and co-visits are learned at some quantiles of the log's events, and
+    between these clicks are counted, and items come into the index, every `every_ms`. The sessions that begin after the
+    last quantiles validate. Of a long log only some of the snapshots are asked, a busy one sooner than a quiet one.
     """
 
-    snapshots: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.875, 0.9375)
-    validating: int = 2  # of the snapshots, at the end
+    learned: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.875, 0.9375)
+    validating: int = 2  # of these, at the end
+    every_ms: int = HOUR_MS  # no longer than the shortest window of popularity that is tried
     train: int = 16_000  # cases, at most
     validation: int = 4_000
+    train_snapshots: int = 256  # that are asked, at most
+    validation_snapshots: int = 128
+    work: int = 2_000_000_000  # events and numbers of vectors that are looked at for either kind of them, about
     seed: int = 0
 
     def task(self, log: Interactions) -> Task:
         """`test` is empty: a bundle is judged with `items evaluate`."""
-        moments = np.unique(np.quantile(log.ts, self.snapshots, method="lower") + 1)
+        learned = np.unique(np.quantile(log.ts, self.learned, method="lower") + 1)
+        born = np.full(len(log.items), np.iinfo(np.int64).max)
+        np.minimum.at(born, log.item, log.ts)
+        cases, moments, new = self._cases(log, learned, born)
+        later = cases.at >= learned[max(0, len(learned) - self.validating)]
+        coverage = {
+            part: float(np.diff(cases.starts)[rows].sum() / max(new[rows].sum(), 1))
+            for part, rows in ((TRAIN, ~later), (VALIDATION, later))
+        }
+        labelled = np.diff(cases.starts) > 0
+        most = max(FEWEST_SNAPSHOTS, self.work // (len(log.item) + WIDTH * len(log.items)))
+        train = self._draw(moments, labelled & ~later, self.train, min(self.train_snapshots, most))
+        validation = self._draw(moments, labelled & later, self.validation, min(self.validation_snapshots, most))
+        asked = np.unique(moments[np.concatenate([train, validation])])
         snapshots = tuple(
-            Snapshot(int(at), np.unique(log.between(None, int(at)).item).astype(np.int32)) for at in moments
+            Snapshot(int(at), np.flatnonzero(born < at).astype(np.int32), int(learned[learned <= at][-1]))
+            for at in asked.tolist()
         )
-        split = int(moments[max(0, len(moments) - self.validating)])
-        cases = self._cases(log, snapshots)
-        trained, validated = np.flatnonzero(cases.at < split), np.flatnonzero(cases.at >= split)
+        which = replace(cases, snapshot=np.searchsorted(asked, moments))
         nobody = cases.take(np.zeros(0, dtype=np.int64))
-        parts = self._draw(cases, trained, self.train), self._draw(cases, validated, self.validation)
-        coverage = dict.fromkeys((TRAIN, VALIDATION), 1.0)
-        return Task("sessions", log, snapshots, *parts, nobody, coverage)
+        return Task("sessions", log, snapshots, which.take(train), which.take(validation), nobody, coverage)
 
-    def _cases(self, log: Interactions, snapshots: Sequence[Snapshot]) -> Cases:
-        user, size = log.user, len(log.items)
-        begins = np.flatnonzero(np.concatenate([[False], (user[1:] == user[:-1]) & (np.diff(log.session) != 0)]))
-        ends = np.append(begins[1:], len(user))
-        moments = np.array([snapshot.at for snapshot in snapshots])
-        which = np.searchsorted(moments, log.ts[begins], side="right") - 1
-        indexed = np.zeros((len(snapshots), size), dtype=bool)
-        for place, snapshot in enumerate(snapshots):
-            indexed[place, snapshot.items] = True
-        rows, labels = [], []
-        for start, stop, asked in zip(begins.tolist(), ends.tolist(), which.tolist(), strict=True):
-            if asked < 0:
-                continue
-            before = set(log.item[log.first[user[start]] : start].tolist())
-            session = dict.fromkeys(log.item[start : min(stop, int(log.first[user[start] + 1]))].tolist())
-            new = [item for item in session if indexed[asked, item] and item not in before]
-            if new:
-                rows.append((start, asked))
-                labels.append(new)
-        begin, which = np.array(rows, dtype=np.int64).reshape(-1, 2).T
-        return Cases(
+    def _cases(self, log: Interactions, learned: np.ndarray, born: np.ndarray) -> tuple[Cases, np.ndarray, np.ndarray]:
+        """All sessions that are not a visitor's first, the moment of the snapshot that each asks, and how many items
+        of each are new to the visitor. `born` (N,): when each item was first clicked.
+        """
+        user = log.user
+        turns = np.concatenate([[True], (user[1:] != user[:-1]) | (np.diff(log.session) != 0)])
+        begins, session = np.flatnonzero(turns), np.cumsum(turns) - 1
+        at = log.ts[begins]
+        asks = (begins != log.first[user[begins]]) & (at >= learned[0])
+        since = learned[(np.searchsorted(learned, at, side="right") - 1).clip(min=0)]
+        moments = since + (at - since) // self.every_ms * self.every_ms
+        new = _first_clicks(log) & asks[session]
+        held = new & (born[log.item] < moments[session])
+        counts = np.bincount(session[held], minlength=len(begins))[asks]
+        cases = Cases(
             log,
-            user=user[begin],
-            end=begin,
-            at=log.ts[begin],
-            snapshot=which,
-            opens=np.ones(len(begin), dtype=bool),
-            starts=np.concatenate([[0], np.cumsum([len(one) for one in labels], dtype=np.int64)]),
-            labels=np.array([item for one in labels for item in one], dtype=np.int32),
+            user=user[begins[asks]],
+            end=begins[asks],
+            at=at[asks],
+            snapshot=np.zeros(len(counts), dtype=np.int64),
+            opens=np.ones(len(counts), dtype=bool),
+            starts=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            labels=log.item[held],
         )
+        return cases, moments[asks], np.bincount(session[new], minlength=len(begins))[asks]
 
-    def _draw(self, cases: Cases, rows: np.ndarray, most: int) -> Cases:
-        drawn = np.random.default_rng(self.seed).permutation(rows)[:most]
-        return cases.take(np.sort(drawn))
+    def _draw(self, moments: np.ndarray, wanted: np.ndarray, cases: int, snapshots: int) -> np.ndarray:
+        """Rows of at most so many cases, which ask at most so many snapshots; ascending."""
+        drawn = np.random.default_rng(self.seed).permutation(np.flatnonzero(wanted))
+        found, firsts = np.unique(moments[drawn], return_index=True)
+        asked = found[np.argsort(firsts)[:snapshots]]  # a snapshot of many cases is among the first sooner
+        return np.sort(drawn[np.isin(moments[drawn], asked)][:cases])
+
+
+def _first_clicks(log: Interactions) -> np.ndarray:
+    """(E,) bool: a user's first click on an item."""
+    found = np.zeros(len(log.item), dtype=bool)
+    found[np.unique(log.user * len(log.items) + log.item, return_index=True)[1]] = True
+    return found
 
 
 def _apart(ts: np.ndarray) -> int:

@@ -15,6 +15,8 @@ from trainer.items import Space, global_centroids
 from trainer.retrieval_options import XPertOptions
 from trainer.seeds import Seeds, channel_seeds, recent_seeds
 
+KEPT = 1 << 26  # numbers of slates that stay in memory; a slate is soon made again
+
 
 @dataclass
 class World:
@@ -24,7 +26,7 @@ class World:
     spaces: Sequence[Space]
     options: XPertOptions
     _slates: dict[int, "Slate"] = field(default_factory=dict)
-    _clusters: dict[int, dict[int, int]] = field(default_factory=dict)
+    _clusters: dict[int, dict[int, int]] = field(default_factory=dict)  # by the identity of their space
 
     def but(self, options: XPertOptions) -> "World":
         """The same with other options; clusters are kept where these do not change them."""
@@ -33,18 +35,22 @@ class World:
 
     def slate(self, snapshot: int) -> "Slate":
         """The candidates of a snapshot."""
-        if snapshot not in self._slates:
+        found = self._slates.pop(snapshot, None)
+        if found is None:
             clicks = self.task.known(snapshot, self.options.popularity_ms).popularity()
-            self._slates[snapshot] = Slate.of(self.task.snapshots[snapshot].items, self.spaces[snapshot], clicks)
-        return self._slates[snapshot]
+            found = Slate.of(self.task.snapshots[snapshot].items, self.spaces[snapshot], clicks)
+        self._slates[snapshot] = found  # the last one now
+        while len(self._slates) > 1 and sum(slate.index.numel() for slate in self._slates.values()) > KEPT:
+            del self._slates[next(iter(self._slates))]
+        return found
 
     def clusters(self, snapshot: int) -> dict[int, int]:
         """Global cluster of each item that has a vector."""
-        if snapshot not in self._clusters:
-            space, o = self.spaces[snapshot], self.options
+        space, o = self.spaces[snapshot], self.options
+        if id(space) not in self._clusters:
             found = nearest_clusters(space.vectors, global_centroids(space.vectors, o.clusters, o.seed))
-            self._clusters[snapshot] = dict(zip(space.items.tolist(), found.tolist(), strict=True))
-        return self._clusters[snapshot]
+            self._clusters[id(space)] = dict(zip(space.items.tolist(), found.tolist(), strict=True))
+        return self._clusters[id(space)]
 
     def seeds(self, cases: Cases) -> Seeds:
         """The seeds of each case, by the policy of the options."""

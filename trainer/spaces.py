@@ -20,7 +20,7 @@ TEXT_WEIGHTS = (0.5, 1.0)  # of texts beside clicks
 class Spaces:
     """A space for each snapshot, aligned to the one before it, and the mean cosine of each to that one.
 
-    `make` gives another such space from one of clicks.
+    Snapshots that learn from the same events have the same space. `make` gives another such space from one of clicks.
     """
 
     name: str
@@ -48,9 +48,12 @@ def choose_spaces(task: Task, options: XPertOptions, note: Callable[[str], None]
 def make_spaces(task: Task, options: XPertOptions, note: Callable[[str], None]) -> Mapping[str, Spaces]:
     """By clicks; and where items have texts or attributes, by these, and by both with each of `TEXT_WEIGHTS`."""
     clicks = []
-    for snapshot in range(len(task.snapshots)):
-        note(f"vectors from clicks {snapshot + 1}/{len(task.snapshots)}")
-        clicks.append(click_space(task.known(snapshot, options.space_ms), options.seed))
+    moments, firsts, which = np.unique(
+        [task.learned_at(snapshot) for snapshot in range(len(task.snapshots))], return_index=True, return_inverse=True
+    )
+    for number, snapshot in enumerate(firsts.tolist(), start=1):
+        note(f"vectors from clicks {number}/{len(moments)}")
+        clicks.append(click_space(task.learned(snapshot, options.space_ms), options.seed))
     ways: dict[str, Callable[[Space], Space]] = {"clicks": lambda space: space}
     if task.content is not None:
         note("vectors from texts")
@@ -58,7 +61,11 @@ def make_spaces(task: Task, options: XPertOptions, note: Callable[[str], None]) 
         ways["texts"] = lambda space: texts
         for weight in TEXT_WEIGHTS:
             ways[f"clicks and texts x {weight:g}"] = partial(join, texts=texts, text_weight=weight)
-    return {name: Spaces(name, make, *aligned(map(make, clicks))) for name, make in ways.items()}
+    found = {}
+    for name, make in ways.items():
+        spaces, cosines = aligned(map(make, clicks))
+        found[name] = Spaces(name, make, [spaces[place] for place in which.tolist()], cosines)
+    return found
 
 
 def content_space(content: csr_array | np.ndarray) -> Space:

@@ -161,6 +161,8 @@ def test_the_table_holds_what_the_contract_says(fitted: FittedItems, log: Intera
         inside = (log.item == log.items.index(item)) & (log.ts > until - chosen.window_ms)
         assert table.clicks[row] == inside.sum()
     assert max(fitted.validation.values()) > 0
+    coverage = NextSessions().task(log).coverage["validation"]
+    assert fitted.told.endswith(f"; the index held {coverage:.1%} of what was new to their visitors")
 
 
 @pytest.fixture(scope="module")
