@@ -19,6 +19,7 @@ from trainer.fusion import CONSTANT, Fused
 from trainer.hinge import fit_published, published
 from trainer.interactions import Interactions
 from trainer.items import Space, click_space, global_centroids, text_map
+from trainer.options import XPERT_PUBLISHED
 from trainer.protocols import HOUR_MS
 from trainer.retrieval_baselines import Counts
 from trainer.retrieval_choice import Candidate, choose
@@ -129,10 +130,15 @@ def read_texts(catalogue: Path) -> dict[str, str]:
 
 
 def _as_published(world: World, note: Note) -> tuple[Candidate, dict[str, float]]:
-    """The paper's model; a worker takes the highest score of an item over the seeds, and deals no quotas."""
-    paper = PaperOptions()
+    """The paper's model, with the options' seeds, history and so on; what these cannot say is as published.
+
+    A worker takes the highest score of an item over the seeds, and deals no quotas.
+    """
+    paper = replace(PaperOptions(), **{name: getattr(world.options, name) for name in XPERT_PUBLISHED})
     name = "XPert as published"
-    fitted = fit_published(name, published(world, paper), world.task.validation, paper, lambda e, _: note(name))
+    fitted = fit_published(
+        name, published(world, paper), world.task.validation, paper, lambda e, _: note(f"{name}, epoch {e + 1}")
+    )
     best = replace(fitted, slots=None)
     found = strength(best.rank(world.task.validation, 50), world.task.validation)
     return Candidate("personal", best, found), {name: found}

@@ -1,6 +1,6 @@
 """What one training run is asked to do."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from models.config import Backend, Embedding, Mode
 from models.language_model import ARCHITECTURES
 from trainer.errors import TrainingError
 from trainer.paper import PaperOptions
+from trainer.retrieval_options import PaperOptions as XPertPaper
 from trainer.retrieval_options import XPertOptions
 
 # Clusters unless set; in mode "behaviour" validation chooses.
@@ -39,6 +40,11 @@ TABLE_16: dict[str, Any] = {
     "warm_up_steps": 10, "validation_share": 0.05, "context_tokens": 512, "patience": 10, "adapter_rank": 32,
     "adapter_alpha": 16.0, "adapter_dropout": 0.05, "freeze_trunk": True,
 }  # fmt: skip
+
+# What [retrieval] says in mode "paper" where a recipe says nothing else: the settings that XPert was published with.
+XPERT_PUBLISHED: dict[str, Any] = {
+    one.name: one.default for one in fields(XPertPaper) if one.name in {own.name for own in fields(XPertOptions)}
+}
 
 
 @dataclass(frozen=True)

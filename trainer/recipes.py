@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from trainer.corpus import TEST, TRAIN, place_of, read_table
 from trainer.errors import TrainingError
-from trainer.options import NEW_SELECTOR_LR, PUBLISHED, TrainOptions, new_model_lr, paper_rates
+from trainer.options import NEW_SELECTOR_LR, PUBLISHED, XPERT_PUBLISHED, TrainOptions, new_model_lr, paper_rates
 from trainer.paper import PaperOptions
 from trainer.retrieval_options import XPertOptions
 
@@ -82,7 +82,9 @@ def read_recipe(path: Path | None, **changes: Any) -> Recipe:
         )
     train = content.get("train", {}) | changes
     if "retrieval" in content:
-        train["retrieval"] = fill(f"recipe {path}, [retrieval]", content["retrieval"], XPertOptions)
+        retrieval = content["retrieval"]
+        start = XPERT_PUBLISHED if retrieval.get("mode") == "paper" else {}
+        train["retrieval"] = fill(f"recipe {path}, [retrieval]", start | retrieval, XPertOptions)
     rules = fill(f"recipe {path}, [sessions]", content.get("sessions", {}), SessionRules)
     if rules.profile is not None and rules.profile.endswith(".toml"):
         rules = dataclasses.replace(rules, profile=str(path.parent / rules.profile))

@@ -239,11 +239,14 @@ def test_a_worker_ranks_what_the_trainer_ranks(
 
 
 def test_the_published_model_goes_into_a_bundle(log: Interactions, tmp_path: Path) -> None:
-    found = fit_items(log, replace(OPTIONS, mode="paper", epochs=1))
+    heard: list[str] = []
+    found = fit_items(log, replace(OPTIONS, mode="paper", epochs=1, patience=9, history=7), note=heard.append)
     assert found is not None
     assert (found.file.retriever.ranker, found.file.retriever.heads) == ("personal", 10)
     assert found.file.retriever.activation == "relu" and not found.file.retriever.fused
-    assert (found.file.retriever.seeding, found.file.retriever.history) == (SeedRule("channels", 10, exp(-0.08)), 30)
+    assert found.file.retriever.seeding == SeedRule("channels", OPTIONS.seeds, exp(-0.08))
+    assert heard[-1] == "XPert as published, epoch 1" and found.file.retriever.history == 7
+    assert found.tensors["xpert.seed_bias"].shape == (OPTIONS.seeds,)
     Retriever(table_of(found), 5)
 
 

@@ -16,6 +16,7 @@ from trainer.errors import TrainingError
 from trainer.fit import train
 from trainer.paper import PaperOptions
 from trainer.recipes import Recipe, SessionRules, divide, read_recipe
+from trainer.retrieval_options import XPertOptions
 
 READY = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -97,6 +98,15 @@ def test_what_does_nothing_is_told(tmp_path: Path, text: str, says: str) -> None
     (line,) = read_recipe(tmp_path / "recipe.toml").idle
     assert line.startswith(says)
     assert read_recipe(tmp_path / "recipe.toml").told[-1] == line
+
+
+def test_retrieval_as_published_starts_from_the_papers_settings(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[retrieval]\nmode = 'paper'\nepochs = 3\n")
+    retrieval = read_recipe(path).options.retrieval
+    assert (retrieval.seeds, retrieval.history, retrieval.lr, retrieval.epochs) == (10, 30, 5e-4, 3)
+    path.write_text("[retrieval]\nepochs = 3\n")
+    assert read_recipe(path).options.retrieval == XPertOptions(epochs=3)
 
 
 @pytest.mark.parametrize(
