@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.interactions import Interactions, Task
+from models.items import unit
+from trainer.interactions import Cases, Interactions, Snapshot, Task
+from trainer.items import Space
 from trainer.protocols import DAY_MS, HOUR_MS, Histories, LastItems, LaterDays
 
 ITEMS = [f"i{place}" for place in range(40)]
@@ -84,3 +86,34 @@ SPAN = 24 * HOUR_MS
 def by_days(users: int = 150, seed: int = 0) -> Task:
     """The days after those of the training hold the labels."""
     return DAYS.task("made-up news", clicks(users, seed=seed))
+
+
+def turned(kinds: int, width: int = 16, users: int = 400, items: int = 100) -> tuple[Task, Space]:
+    """Visitors of some kinds: what each clicks next lies near its last click, turned by a rotation of its kind.
+
+    The first of a visitor's clicks tells the kind.
+    """
+    rng = np.random.default_rng(1)
+    vectors = unit(rng.normal(size=(items, width)))
+    rotations = [np.linalg.qr(rng.normal(size=(width, width)))[0] for _ in range(kinds)]
+    kind = rng.integers(kinds, size=users)
+    last = rng.integers(kinds, items, size=users)
+    near = np.stack([vectors @ (rotations[k] @ vectors[item]) for k, item in zip(kind, last, strict=True)])
+    near[np.arange(users), last] = -9
+    near[:, :kinds] = -9
+    clicked = np.stack([kind, last, near.argmax(axis=1)], axis=1)
+    log = Interactions(
+        [f"u{user}" for user in range(users)], [f"i{item}" for item in range(items)], 3 * np.arange(users + 1),
+        clicked.ravel().astype(np.int32), np.tile([-3, -2, -1], users), np.zeros(3 * users, dtype=np.int32),
+    )  # fmt: skip
+
+    def cases(chosen: np.ndarray) -> Cases:
+        size = len(chosen)
+        return Cases(
+            log, chosen, 3 * chosen + 2, np.full(size, -1), np.zeros(size, dtype=int), np.zeros(size, dtype=bool),
+            np.arange(size + 1), clicked[chosen, 2].astype(np.int32),
+        )  # fmt: skip
+
+    space = Space(np.arange(items, dtype=np.int32), vectors)
+    train, validation, test = (cases(part) for part in np.split(np.arange(users), [users // 2, 3 * users // 4]))
+    return Task("turned", log, (Snapshot(-1, space.items),), train, validation, test, {}), space

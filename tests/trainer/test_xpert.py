@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.items import unit
 from models.xpert import Operator, XPert
-from tests.trainer.clicked import by_days, by_place
+from tests.trainer.clicked import by_days, by_place, turned
 from trainer.fusion import fuse
-from trainer.interactions import NONE, Cases, Interactions, Snapshot, Task
+from trainer.interactions import NONE, Task
 from trainer.items import Space, aligned, click_space
 from trainer.retrieval_baselines import Nearest
 from trainer.retrieval_baselines import recent_seeds as recent
@@ -82,37 +81,6 @@ def test_without_prior_and_bias_the_identity_is_the_nearest_items() -> None:
 # ---------------------------------------------------------------- learning
 
 
-def turned(kinds: int, users: int = 400, items: int = 100) -> tuple[Task, Space]:
-    """Visitors of some kinds: what each clicks next lies near its last click, turned by a rotation of its kind.
-
-    The first of a visitor's clicks tells the kind.
-    """
-    rng = np.random.default_rng(1)
-    vectors = unit(rng.normal(size=(items, WIDTH)))
-    rotations = [np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0] for _ in range(kinds)]
-    kind = rng.integers(kinds, size=users)
-    last = rng.integers(kinds, items, size=users)
-    near = np.stack([vectors @ (rotations[k] @ vectors[item]) for k, item in zip(kind, last, strict=True)])
-    near[np.arange(users), last] = -9
-    near[:, :kinds] = -9
-    clicked = np.stack([kind, last, near.argmax(axis=1)], axis=1)
-    log = Interactions(
-        [f"u{user}" for user in range(users)], [f"i{item}" for item in range(items)], 3 * np.arange(users + 1),
-        clicked.ravel().astype(np.int32), np.tile([-3, -2, -1], users), np.zeros(3 * users, dtype=np.int32),
-    )  # fmt: skip
-
-    def cases(chosen: np.ndarray) -> Cases:
-        size = len(chosen)
-        return Cases(
-            log, chosen, 3 * chosen + 2, np.full(size, -1), np.zeros(size, dtype=int), np.zeros(size, dtype=bool),
-            np.arange(size + 1), clicked[chosen, 2].astype(np.int32),
-        )  # fmt: skip
-
-    space = Space(np.arange(items, dtype=np.int32), vectors)
-    train, validation, test = (cases(part) for part in np.split(np.arange(users), [users // 2, 3 * users // 4]))
-    return Task("turned", log, (Snapshot(-1, space.items),), train, validation, test, {}), space
-
-
 def learned(task: Task, space: Space, operator: Operator) -> float:
     """Recall@10 on the test cases."""
     options = replace(OPTIONS, seeds=1, epochs=20, patience=20, lr=1e-2)
@@ -124,13 +92,13 @@ def learned(task: Task, space: Space, operator: Operator) -> float:
 
 
 def test_one_matrix_learns_what_all_have_in_common() -> None:
-    task, space = turned(1)
+    task, space = turned(1, WIDTH)
     assert learned(task, space, "shared") > learned(task, space, "identity") + 0.3
 
 
 @pytest.mark.parametrize("operator", ["residual", "personal"])
 def test_a_personal_operator_learns_what_each_has_of_its_own(operator: Operator) -> None:
-    task, space = turned(3)
+    task, space = turned(3, WIDTH)
     assert learned(task, space, operator) > learned(task, space, "shared") + 0.1
 
 
