@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.items import WEIGHTS, RetrieverConfig, indexed, unit
+from models.catalogue import Catalogue
+from models.items import WEIGHTS, ItemsFile, ItemTable, RetrieverConfig, indexed, unit
 from models.retriever import operator_of
+from models.search import exact
 from models.xpert import FEEDFORWARD_WEIGHTS, Morph, Operator, XPert
 
 WIDTH, SEEDS = 8, 3
@@ -37,6 +39,16 @@ def asked(made: XPert, seeds: torch.Tensor, history: torch.Tensor, opens: bool =
 # ---------------------------------------------------------------- the paper
 
 
+def morph_of(whole: torch.Tensor) -> Morph:
+    """For whatever visitor: I + R^T is the matrix `whole`."""
+    width = len(whole)
+    morph = Morph(width, 1, "identity")
+    with torch.no_grad():
+        morph.create.weight.zero_()
+        morph.create.bias.copy_((whole - torch.eye(width)).T.flatten())
+    return morph
+
+
 @pytest.mark.parametrize(
     ("item", "event", "retrieved"),
     [
@@ -52,24 +64,32 @@ def asked(made: XPert, seeds: torch.Tensor, history: torch.Tensor, opens: bool =
 def test_two_sided_morphs_retrieve_what_the_figures_show(
     item: tuple[float, float], event: tuple[float, float], retrieved: set[int]
 ) -> None:
-    """Figures 2 and 5: items within a distance of 1 of the morphed event, after all items were morphed."""
-    items = torch.tensor([(-2.0, 0.0), (0.0, 2.0), (2.0, 0.0), (0.0, -2.0)])
-    morphed, query = items @ torch.diag(torch.tensor(item, dtype=torch.float)), torch.tensor((1.0, 1.0))
-    near = torch.linalg.vector_norm(morphed - query @ torch.diag(torch.tensor(event, dtype=torch.float)), dim=1) <= 1
-    assert {place + 1 for place in torch.nonzero(near)[:, 0].tolist()} == retrieved
+    """Figures 2 and 5: items within a distance of 1 of the morphed event, after all items were morphed.
+
+    The catalogue holds the items as they are. |Pa - Qe|^2 <= 1 is 2 <a, P^T Q e> - |Pa|^2 + 1 - |Qe|^2 >= 0: a query
+    that one morph makes, a popularity that counts against an item, and a bias.
+    """
+    items, seed = np.array([(-2, 0), (0, 2), (2, 0), (0, -2)], dtype=np.float32), torch.tensor([[[1.0, 1.0]]])
+    p, q = torch.diag(torch.tensor(item, dtype=torch.float)), torch.diag(torch.tensor(event, dtype=torch.float))
+    z = torch.ones(1, 64)
+    with torch.no_grad():
+        folded, alone = morph_of(p.T @ q)(seed, z)[0, 0].numpy(), morph_of(q)(seed, z)[0, 0].numpy()
+    clicks = np.expm1(((items @ p.numpy().T) ** 2).sum(axis=1))
+    tensors = {"vectors": items / 2, "clicks": clicks, "clusters": np.zeros(4), "centroids": np.zeros((1, 2))}
+    catalogue = Catalogue(ItemTable(ItemsFile(["1", "2", "3", "4"], RetrieverConfig()), tensors, "sha256:figures"))
+    query = np.array([[*(2 * 2 * folded), -1.0, 1 - alone @ alone]], dtype=np.float32)
+    found = exact(catalogue, query, [], 4)
+    near = found.rows[found.scores >= -1e-5]
+    assert {int(catalogue.ids[row]) for row in near.tolist()} == retrieved
 
 
 def test_the_items_morph_folds_into_the_query() -> None:
     """<P E(a), Q E(e)> = <E(a), P^T Q E(e)>, and P^T Q is what `Morph` adds to the identity."""
     rng = np.random.default_rng(3)
     p, q = (torch.from_numpy(np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]).float() for _ in range(2))
-    morph = Morph(WIDTH, 1, "identity")
-    with torch.no_grad():
-        morph.create.weight.zero_()
-        morph.create.bias.copy_((p.T @ q - torch.eye(WIDTH)).T.flatten())  # R, of which R^T is applied
     items, event = vectors(20), vectors(1, 1)
     with torch.no_grad():
-        folded = morph(event[None], torch.ones(1, 64))[0, 0]
+        folded = morph_of(p.T @ q)(event[None], torch.ones(1, 64))[0, 0]
     torch.testing.assert_close(items @ folded, (items @ p.T) @ (q @ event[0]))
 
 
