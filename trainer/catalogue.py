@@ -54,19 +54,21 @@ class FittedItems:
 
 def fit_items(
     log: Interactions, options: XPertOptions, texts: np.ndarray | None = None, note: Note = lambda what: None
-) -> FittedItems | None:
-    """Fit retrievers to a log with times, and take the one that validation chooses; None where clicks are too few.
+) -> FittedItems:
+    """Fit retrievers to a log with times, and take the one that validation chooses. Raises TooFewClicks.
 
     `texts` (N, 384): embeddings of the items' texts, zeros where there is none.
     """
     windows = WINDOWS_MS if options.popularity_ms is None else (options.popularity_ms,)
-    task = replace(NextSessions(every_ms=min(windows), seed=options.seed).task(log), content=texts)
+    told = np.zeros(len(log.items), dtype=bool) if texts is None else np.abs(texts).sum(axis=1) > 0
+    task = NextSessions(every_ms=min(windows), seed=options.seed).task(log)
+    task = replace(task, content=texts if told.any() else None)
     if min(len(task.train), len(task.validation)) < FEWEST:
-        return None
-    try:
-        spaces, _ = choose_spaces(task, options, note)
-    except TooFewClicks:
-        return None
+        raise TooFewClicks(
+            f"In {len(task.train)} sessions to learn from, and {len(task.validation)} to validate on, visitors came "
+            f"back to an item that was new to them and known before; {FEWEST} of each are needed. Give more sessions."
+        )
+    spaces, _ = choose_spaces(task, options, note)
     popularity = best_popularity(task, windows)
     counts = best_counts(task, WINDOWS_MS)
     window_ms = popularity.span or HOUR_MS
@@ -82,27 +84,25 @@ def fit_items(
     operator = _operator(chosen)
     config = _config(chosen, operator, counts, window_ms, int(log.ts.max()), world.options)
     tensors = _tensors(log, space, window_ms, options)
-    if texts is not None and (there := np.abs(texts[space.items]).sum(axis=1) > 0).any():
-        tensors["text_map"] = text_map(texts[space.items[there]], space.vectors[there])
+    placed = told[space.items]
+    if texts is not None and placed.any():
+        tensors["text_map"] = text_map(texts[space.items[placed]], space.vectors[placed])
     if operator is not None and config.ranker != "nearest":
         tensors |= {WEIGHTS + name: one.numpy() for name, one in operator.model.state_dict().items()}
     if config.fused or config.ranker == "counts":
         tensors |= _covisits(log, counts, space.items)
     file = ItemsFile([log.items[item] for item in space.items.tolist()], config)
-    told = (
-        f"{len(file.ids):,} items by {spaces.name}; {chosen.retriever.name}, with a Recall@10 + Recall@50 of "
+    words = "" if texts is None else f", {int(placed.sum()):,} of them with a text"
+    card = (
+        f"{len(file.ids):,} items by {spaces.name}{words}; {chosen.retriever.name}, with a Recall@10 + Recall@50 of "
         f"{chosen.found:.3f} on {len(task.validation):,} later sessions; the index held "
         f"{task.coverage[VALIDATION]:.1%} of what was new to their visitors"
     )
-    return FittedItems(file, tensors, told, validation)
+    return FittedItems(file, tensors, card, validation)
 
 
-def embed_texts(items: list[str], catalogue: Path, encoder: Path | None, device: str) -> np.ndarray:
-    """Embeddings of the texts that a file of items (JSON lines, as in the topic `items`) has of `items`: (N, 384).
-
-    Zeros where there is none. Raises TrainingError for a file that cannot be read, and EncoderMissing.
-    """
-    texts = read_texts(catalogue)
+def embed_texts(items: list[str], texts: Mapping[str, str], encoder: Path | None, device: str) -> np.ndarray:
+    """Embeddings of the items' texts, (N, 384); zeros where there is none. Raises EncoderMissing."""
     places = [place for place, item in enumerate(items) if texts.get(item)]
     found = np.zeros((len(items), TEXT_WIDTH), dtype=np.float32)
     if places:
@@ -111,7 +111,10 @@ def embed_texts(items: list[str], catalogue: Path, encoder: Path | None, device:
 
 
 def read_texts(catalogue: Path) -> dict[str, str]:
-    """What each item says of itself: its text and its category. Raises TrainingError that names the line."""
+    """What each item of a file (JSON lines, as in the topic `items`) says of itself: its text and its category.
+
+    Raises TrainingError that names the line.
+    """
     found: dict[str, str] = {}
     try:
         with catalogue.open("rb") as file:
@@ -123,9 +126,12 @@ def read_texts(catalogue: Path) -> dict[str, str]:
                         raise TrainingError(
                             f'{catalogue}, line {number}: no item ({error}). Give {{"item_id": "1", "text": "..."}}.'
                         ) from None
-                    found[item.item_id] = " ".join(part for part in (item.text, item.category) if part)
+                    found[item.item_id] = item.description
     except OSError as error:
-        raise TrainingError(f"{catalogue} cannot be read ({error}).") from None
+        raise TrainingError(
+            f"{catalogue} cannot be read ({error.strerror}). Give --items a file of JSON lines, as `browsecast items "
+            "publish` takes it."
+        ) from None
     return found
 
 

@@ -1,5 +1,6 @@
 """Training, from session files to a bundle: clusters of visitors, their predictors, and what validation chooses."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,7 +11,7 @@ import msgspec
 
 from models.bundle import save_bundle
 from models.config import FORMAT, KIND, BundleConfig, Decoding, EncoderUsed, Outcome
-from models.encoder import EncoderMissing, encoder_digest
+from models.encoder import EncoderMissing, encoder_digest, encoder_path
 from models.forecaster import Forecaster
 from models.outcomes import OUTCOMES, OutcomeHead
 from models.predictors import one_hot
@@ -19,13 +20,13 @@ from models.selector import MLPSelector, make_embed, selector_tensors
 from trainer import ranks
 from trainer.calibration import CALIBRATION_TARGETS, SessionPages, calibrate, choose_softness, find_outcome
 from trainer.card import card, day
-from trainer.catalogue import FittedItems, embed_texts, fit_items
+from trainer.catalogue import FittedItems, embed_texts, fit_items, read_texts
 from trainer.checkpoints import Run
 from trainer.clusters import make_costs, router_of
 from trainer.contenders import Bundle, unfitted
 from trainer.corpus import read_training, training_parts
 from trainer.curves import draw
-from trainer.errors import TrainingError
+from trainer.errors import TooFewClicks, TrainingError
 from trainer.grouping import Grouping, by_behaviour, by_names, by_sessions
 from trainer.judging import judge, outcome_pages
 from trainer.material import Material
@@ -36,7 +37,8 @@ from trainer.sessionitems import read_item_log
 
 __all__ = ["TrainOptions", "TrainingError", "train"]
 
-FREE = ("minutes", "device", "checkpoint_steps")  # may change when a run goes on
+# May change when a run goes on: items are fitted after the language models, and nothing of them is kept in the run.
+FREE = ("minutes", "device", "checkpoint_steps", "retrieve", "items", "retrieval")
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "scikit-learn", "numpy", "safetensors")
 
 
@@ -49,6 +51,7 @@ def train(sessions: Path, bundle: Path, options: TrainOptions | None = None, pro
     bundle to start from is damaged.
     """
     options, bundle = options or TrainOptions(), Path(bundle)
+    texts = _texts(options)
     corpus, held = read_training(Path(sessions))
     identity = {name: value for name, value in options.plain().items() if name not in FREE}
     training, log, picture = (
@@ -60,7 +63,7 @@ def train(sessions: Path, bundle: Path, options: TrainOptions | None = None, pro
             material = Material.of(corpus, held, options, store, progress)
             grouping, trained = _fit(material)
             if ranks.rank() == 0:
-                _write(material, grouping, trained, bundle, _items(material, Path(sessions)))
+                _write(material, grouping, trained, bundle, *_items(material, Path(sessions), texts))
                 draw(log, picture)
             ranks.wait()
         finally:
@@ -98,27 +101,53 @@ def _paper(material: Material) -> tuple[Grouping, Trained]:
     return grouping, Trained("separate", len(fitted.models), fitted.models)
 
 
-def _items(material: Material, sessions: Path) -> FittedItems | None:
-    """The items of the sessions and how to retrieve them; None if there are none, or too few. Raises TrainingError."""
-    m, o = material, material.options
-    log = read_item_log([place for place in training_parts(sessions) if place is not None]) if o.retrieve else None
-    if log is None:
+def _texts(options: TrainOptions) -> dict[str, str] | None:
+    """Of the items, by id; None without a catalogue. Raises TrainingError, before hours of training rather than after.
+
+    There must also be an encoder to read them.
+    """
+    if options.items is None or not options.retrieve:
         return None
-    task = None if m.progress is None else m.progress.add_task("items", total=None)
     try:
-        texts = None if o.items is None else embed_texts(log.items, o.items, o.encoder, m.device.type)
+        encoder_path(options.encoder)
     except EncoderMissing as error:
         raise TrainingError(str(error)) from None
-    found = fit_items(
-        log, replace(o.retrieval, seed=o.seed), texts,
-        lambda what: None if task is None else m.progress.update(task, description=f"items: {what}"),
-    )  # fmt: skip
+    return read_texts(options.items)
+
+
+def _items(m: Material, sessions: Path, texts: dict[str, str] | None) -> tuple[FittedItems | None, str]:
+    """The items of the sessions and how to retrieve them, and what is to be told of them. Raises TrainingError."""
+    if not m.options.retrieve:
+        return None, "none: the options say so (retrieve = false)"
+    task = None if m.progress is None else m.progress.add_task("items", total=None)
+    found = None
+    try:
+        found = _fit_items(
+            m, sessions, texts,
+            lambda what: None if task is None else m.progress.update(task, description=f"items: {what}"),
+        )  # fmt: skip
+        told = found.told
+    except TooFewClicks as error:
+        told = f"none: {error}"
     if task is not None:
         m.progress.remove_task(task)
-    return found
+        m.progress.console.print(f"items: {told}", markup=False, highlight=False, soft_wrap=True)
+    return found, told
 
 
-def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Path, items: FittedItems | None) -> None:
+def _fit_items(m: Material, sessions: Path, texts: dict[str, str] | None, note: Callable[[str], None]) -> FittedItems:
+    """Raises TooFewClicks where there is nothing to fit."""
+    log = read_item_log([place for place in training_parts(sessions) if place is not None])
+    if log is None:
+        raise TooFewClicks("No event of these sessions names an item (item_id).")
+    o = m.options
+    embedded = None if texts is None else embed_texts(log.items, texts, o.encoder, m.device.type)
+    return fit_items(log, replace(o.retrieval, seed=o.seed), embedded, note)
+
+
+def _write(
+    material: Material, grouping: Grouping, trained: Trained, bundle: Path, items: FittedItems | None, told: str
+) -> None:
     """Calibrate on the validation users, judge, and write the bundle."""
     m, o, corpus = material, material.options, material.corpus
     pages = SessionPages.of(corpus, m.train_sessions, m.tokens, len(m.vocabulary))
@@ -142,7 +171,7 @@ def _write(material: Material, grouping: Grouping, trained: Trained, bundle: Pat
         "sessions": f"{len(corpus.session_ids):,} of {len(corpus.users):,} users, {len(corpus.pages):,} pages",
         "window": f"{day(corpus.window_ms[0])} to {day(corpus.window_ms[1])}",
         "training users": f"{len(m.train_users):,}",
-        "items": "none" if items is None else items.told,
+        "items": told,
         "start": "from scratch" if m.start is None else f"went on from the bundle {m.start.digest}",
     }
     if o.mode == "paper":

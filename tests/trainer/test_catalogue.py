@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from models.bundle import load_bundle
 from models.items import ItemTable, SeedRule, load_items
@@ -140,9 +143,7 @@ def test_cases_are_next_sessions_and_their_labels_new_items_of_the_index(log: In
 
 @pytest.fixture(scope="module")
 def fitted(log: Interactions) -> FittedItems:
-    found = fit_items(log, OPTIONS)
-    assert found is not None
-    return found
+    return fit_items(log, OPTIONS)
 
 
 def table_of(fitted: FittedItems) -> ItemTable:
@@ -219,7 +220,7 @@ def test_a_worker_ranks_what_the_trainer_ranks(
     monkeypatch.setattr(catalogue, "choose", lambda *args: replace(choice, chosen=chosen))
     monkeypatch.setattr(catalogue, "best_counts", lambda *args: counts)
     found = fit_items(log, replace(OPTIONS, popularity_ms=6 * HOUR_MS))
-    assert found is not None and found.file.retriever.ranker == chosen.ranker
+    assert found.file.retriever.ranker == chosen.ranker
     table = ItemTable(found.file, dict(found.tensors), "sha256:test")
     space = Space(np.array([log.items.index(item) for item in table.ids], dtype=np.int32), table.vectors)
     task = at_the_end(log, space)
@@ -241,7 +242,6 @@ def test_a_worker_ranks_what_the_trainer_ranks(
 def test_the_published_model_goes_into_a_bundle(log: Interactions, tmp_path: Path) -> None:
     heard: list[str] = []
     found = fit_items(log, replace(OPTIONS, mode="paper", epochs=1, patience=9, history=7), note=heard.append)
-    assert found is not None
     assert (found.file.retriever.ranker, found.file.retriever.heads) == ("personal", 10)
     assert found.file.retriever.activation == "relu" and not found.file.retriever.fused
     assert found.file.retriever.seeding == SeedRule("channels", OPTIONS.seeds, exp(-0.08))
@@ -251,7 +251,8 @@ def test_the_published_model_goes_into_a_bundle(log: Interactions, tmp_path: Pat
 
 
 def test_too_few_cases_give_no_items(log: Interactions) -> None:
-    assert fit_items(log.between(None, int(np.quantile(log.ts, 0.05))), OPTIONS) is None
+    with pytest.raises(TooFewClicks, match=r"^In \d+ sessions to learn from, and \d+ to validate on, .* 20 of each"):
+        fit_items(log.between(None, int(np.quantile(log.ts, 0.05))), OPTIONS)
     pairs = NextSessions(train=100, validation=100).task(log)
     assert min(len(pairs.train), len(pairs.validation)) >= 20
     alone = replace(log, items=[f"{user}" for user in range(len(log.users) + 1)], item=log.user.astype(np.int32))
@@ -266,13 +267,18 @@ def test_texts_place_items_that_nobody_clicked(log: Interactions) -> None:
     texts = directions[kinds] + 0.3 * rng.normal(size=(len(kinds), 384)).astype(np.float32)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     found = fit_items(log, replace(OPTIONS, epochs=1), texts)
-    assert found is not None
     table = table_of(found)
     placed = table.from_text(directions / np.linalg.norm(directions, axis=1, keepdims=True))
     assert placed is not None
     for kind in range(KINDS):
         near = np.argsort(-table.vectors @ placed[kind])[:5]
         assert sum(table.ids[row].startswith(f"{kind}-") for row in near) >= 4
+
+
+def test_a_catalogue_of_other_items_is_as_good_as_none(log: Interactions, fitted: FittedItems) -> None:
+    found = fit_items(log, OPTIONS, np.zeros((len(log.items), 384), dtype=np.float32))
+    assert "text_map" not in found.tensors and " by clicks, 0 of them with a text; " in found.told
+    np.testing.assert_array_equal(found.tensors["vectors"], fitted.tensors["vectors"])
 
 
 def test_texts_are_read_from_the_form_of_the_topic(tmp_path: Path) -> None:
@@ -285,7 +291,7 @@ def test_texts_are_read_from_the_form_of_the_topic(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot be read"):
         read_texts(tmp_path / "absent")
     (tmp_path / "items.jsonl").write_text('{"item_id": "1"}\n')
-    assert not embed_texts(["1", "9"], tmp_path / "items.jsonl", None, "cpu").any()
+    assert not embed_texts(["1", "9"], read_texts(tmp_path / "items.jsonl"), None, "cpu").any()
 
 
 def test_a_bundle_trained_on_sessions_with_items_retrieves(
@@ -302,10 +308,50 @@ def test_a_bundle_trained_on_sessions_with_items_retrieves(
     assert bundle.items.tensors["text_map"].shape == (384, 64)
     assert f"items: {len(bundle.items)} items by " in (tmp_path / "bundle" / "README.md").read_text()
     assert bundle_options(bundle.config.training) == replace(told, warm_start=None)
-    for place, plain in (
-        (sessions, replace(told, retrieve=False)),
-        (written(rows(), tmp_path / "old", ("items",)), told),
-    ):
-        without = load_bundle(train(place, tmp_path / f"without-{plain.retrieve}", plain), "cpu")
+    for place, plain, why in (
+        (sessions, replace(told, retrieve=False), "the options say so"),
+        (written(rows(), tmp_path / "old", ("items",)), told, "No event of these sessions names an item"),
+        (written([row | {"items": row["items"] if row["number"] == 1 else None} for row in rows()], tmp_path / "few"),
+         told, "In 0 sessions to learn from"),
+    ):  # fmt: skip
+        said = StringIO()
+        with Progress(console=Console(file=said), disable=True) as progress:
+            without = load_bundle(train(place, tmp_path / "without", plain, progress), "cpu")
         assert without.items is None
-        assert "items: none" in (tmp_path / f"without-{plain.retrieve}" / "README.md").read_text()
+        assert f"- items: none: {why}" in (tmp_path / "without" / "README.md").read_text()
+        assert (f"items: none: {why}" in said.getvalue()) == plain.retrieve
+
+
+def test_a_catalogue_that_cannot_be_read_stops_a_training_before_it_begins(
+    tmp_path: Path, options: Callable[..., TrainOptions]
+) -> None:
+    sessions = written(rows(), tmp_path / "sessions")
+    (tmp_path / "items.jsonl").write_text('{"item_id": "1"}\n')
+    for wrong, words in (
+        ({"items": tmp_path / "typo.jsonl"}, r"typo\.jsonl cannot be read \(No such file"),
+        ({"items": tmp_path / "items.jsonl", "encoder": tmp_path}, r"holds no sentence-transformers model"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            train(sessions, tmp_path / "bundle", options(**MODES["token"], **wrong))
+    assert not list(tmp_path.glob("bundle*"))
+
+
+def test_a_run_goes_on_with_other_options_of_items(
+    tmp_path: Path, options: Callable[..., TrainOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a training that fails where items are fitted nothing is lost."""
+    sessions = written(rows(), tmp_path / "sessions")
+    first = options(**MODES["token"], retrieval=OPTIONS)
+
+    def failing(*given: Any) -> FittedItems:
+        raise TrainingError("the loss is nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.fit.fit_items", failing)
+        with pytest.raises(TrainingError, match="the loss is nan"):
+            train(sessions, tmp_path / "bundle", first)
+    before = (tmp_path / "bundle.steps.jsonl").read_bytes()
+    (tmp_path / "items.jsonl").write_text('{"item_id": "1"}\n')
+    again = replace(first, items=tmp_path / "items.jsonl", retrieval=replace(OPTIONS, epochs=1, lr=1e-4))
+    assert load_bundle(train(sessions, tmp_path / "bundle", again), "cpu").items is not None
+    assert (tmp_path / "bundle.steps.jsonl").read_bytes() == before and before
