@@ -1,17 +1,20 @@
-"""The topic `items` written from outside: what `browsecast items publish` and `browsecast items remove` do."""
+"""The topic `items` from outside: what `browsecast items publish` and `remove` do, and what the trainer reads."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import structlog
 
-from streams import wire
-from streams.errors import UsageError
+from streams import tail, wire
+from streams.errors import UsageError, WrongTopics
 from streams.events import MAX_NAME
 from streams.lines import SHOWN_CHARACTERS, BadLine, LogCount, bad_line, log_files, read_lines
 from streams.outlet import Outlet
 from streams.settings import Settings
 
+log = structlog.get_logger(__name__)
 _decode = msgspec.json.Decoder(wire.Item).decode
 
 
@@ -45,6 +48,39 @@ def remove(settings: Settings, item_ids: Iterable[str]) -> None:
     for key in keys:
         outlet.send(key, None)
     outlet.flush()
+
+
+def save(settings: Settings, path: Path) -> int:
+    """Write what is said of each item now into a file of JSON lines, as `publish` takes it; how many items they are.
+
+    Without an item, or without the topic, there is no file. A record that cannot be read changes nothing. Raises
+    BrokerUnavailable.
+    """
+    items: dict[bytes, bytes] = {}
+    try:
+        for message in tail.until_end(settings, settings.topic(wire.ITEMS)):
+            _take(items, message)
+    except WrongTopics as error:
+        log.warning("nothing is known of the items", error=str(error))
+    if items:
+        path.write_bytes(b"".join(line + b"\n" for line in items.values()))
+    return len(items)
+
+
+def _take(items: dict[bytes, bytes], message: Any) -> None:
+    """Apply one record of the topic."""
+    key, value = message.key() or b"", message.value()
+    if value is None:
+        items.pop(key, None)
+        return
+    try:
+        item = _decode(value)
+        if not key or item.item_id.encode() != key:
+            raise ValueError(f"its item_id is {item.item_id[:100]!r}, but its key {key[:100]!r}")
+        items[key] = msgspec.json.encode(item)  # one line, however it was written
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        place = f"{message.topic()}/{message.partition()}@{message.offset()}"
+        log.warning("a record of the topic items cannot be read and is ignored", place=place, error=str(error))
 
 
 def _key(item_id: str) -> bytes:

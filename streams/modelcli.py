@@ -142,6 +142,7 @@ def trainer_once(
 
 def options_of(settings: "Settings", recipe: Path | None) -> "tuple[ServiceOptions, Connections]":
     """What a trainer works with, and what it is connected to."""
+    from streams import itemtopic
     from streams.aliases import Aliases
     from streams.bundles import local
     from streams.feed import Feed
@@ -184,6 +185,7 @@ def options_of(settings: "Settings", recipe: Path | None) -> "tuple[ServiceOptio
         feed=lambda topic, role: Feed(s, topic, role),
         aliases=Aliases(s),
         fetch=lambda alias: local(alias.uri, alias.digest, cache),
+        items=lambda path: itemtopic.save(s, path),
     )
     return options, connections
 

@@ -43,7 +43,8 @@ from trainer.recipes import read_recipe
 from trainer.refresh_options import RefreshOptions
 from trainer.registry import Aliases, Registry, Story
 
-LEFT = ("window", "judged", "fitted", "fitted.training", "lock")  # of a finished cycle, nobody needs these
+CATALOGUE = "items.jsonl"
+LEFT = ("window", "judged", CATALOGUE, "fitted", "fitted.training", "lock")  # of a finished cycle, nobody needs these
 
 log = structlog.get_logger(__name__)
 
@@ -60,11 +61,15 @@ class Cycle:
         fetch: Callable[[ModelAlias], Path],
         options: RefreshOptions,
         clock: Callable[[], float] = time.time,
+        items: Callable[[Path], int] = lambda path: 0,
     ) -> None:
-        """`fetch` gives the directory of a bundle that an alias names, verified, or raises BundleRefused."""
+        """`fetch` gives the directory of a bundle that an alias names, verified, or raises BundleRefused.
+
+        `items` writes what is known of the items into a file of JSON lines, and says how many they are.
+        """
         self.directory, self.options = directory, options
         self._archive, self._registry, self._aliases, self._fetch = archive, registry, aliases, fetch
-        self._clock = clock
+        self._clock, self._items = clock, items
 
     def due(self, drift: str | None = None) -> str | None:
         """Why a refresh is due, or None. `drift` says what has drifted, if anything has."""
@@ -127,6 +132,7 @@ class Cycle:
         place = self.directory / cycle
         shutil.rmtree(place, ignore_errors=True)  # killed before the plan was written
         held.write(place / WINDOW, place / JUDGED)
+        options = self._with_catalogue(place, options)
         plan = Plan(
             cycle=cycle, planned_at_ms=now_ms, reason=reason, archived=manifest.sessions, start_ms=start_ms,
             cut_ms=held.cut_ms, end_ms=end_ms, champion=champion, start=o.start, options=options.plain(),
@@ -135,6 +141,21 @@ class Cycle:
         write_plan(place, plan)
         log.info("a refresh begins", cycle=cycle, reason=reason, sessions=held.window.num_rows)
         return place
+
+    def _with_catalogue(self, place: Path, options: TrainOptions) -> TrainOptions:
+        """With the items' texts as the topic has them now; where it has none, as in the file that the options name.
+
+        That file was given to another command, perhaps on another machine.
+        """
+        if not options.retrieve:
+            return options
+        if self._items(place / CATALOGUE):
+            return dataclasses.replace(options, items=(place / CATALOGUE).resolve())
+        if options.items is None or options.items.is_file():
+            return options
+        log.warning("items are fitted without texts: the topic items is empty, and the file is not here",
+                    file=str(options.items))  # fmt: skip
+        return dataclasses.replace(options, items=None)
 
     def _conclude(self, place: Path, plan: Plan, outcome: Outcome) -> Done:
         """Publish the candidate or not, and make the decision known; all that was done before is found done."""

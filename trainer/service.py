@@ -57,11 +57,12 @@ class ServiceOptions:
 
 @dataclass(frozen=True)
 class Connections:
-    """What lies outside the process: topics by their name in `wire` and the reader's role, aliases, and bundles."""
+    """What lies outside the process: topics by their name in `wire` and the reader's role, aliases, bundles, items."""
 
     feed: Callable[[str, Role], Feed]
     aliases: Aliases
     fetch: Callable[[ModelAlias], Path]  # the verified directory of a bundle
+    items: Callable[[Path], int]  # writes what the topic `items` holds as JSON lines; how many items they are
 
 
 class Part(Protocol):
@@ -149,8 +150,9 @@ def opened(
         if "refresh" in roles:
             stack.enter_context(alone(options.directory / "cycles"))
             cycle = Cycle(
-                options.directory / "cycles", archive, registry, connections.aliases, connections.fetch, options.refresh
-            )
+                options.directory / "cycles", archive, registry, connections.aliases, connections.fetch,
+                options.refresh, items=connections.items,
+            )  # fmt: skip
             window = (lambda: None) if judge is None else judge.window
             drift = DriftWatch(archive, connections.aliases, connections.fetch, window, metrics)
             parts["refresh"] = Refresh(cycle, drift, metrics)

@@ -117,7 +117,14 @@ def fetch(alias: wire.ModelAlias) -> Path:
 class Trainer:
     """A directory with an archive, a registry and cycles, as a trainer has one."""
 
-    def __init__(self, directory: Path, aliases: Aliases | None = None, epochs: int = 8, **options: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        aliases: Aliases | None = None,
+        epochs: int = 8,
+        items: Callable[[Path], int] = lambda path: 0,
+        **options: Any,
+    ) -> None:
         self.directory, self.aliases = directory, aliases or MemoryAliases()
         directory.mkdir(parents=True, exist_ok=True)
         recipe = directory / "recipe.toml"
@@ -127,7 +134,7 @@ class Trainer:
         chosen = RefreshOptions(**{"sessions": 300, "least": 100, "recipe": recipe, "device": "cpu", **options})
         self.cycle = Cycle(
             directory / "cycles", Archive(directory / "archive"), self.registry, self.aliases, fetch, chosen,
-            lambda: self.now_ms / 1000,
+            lambda: self.now_ms / 1000, items,
         )  # fmt: skip
 
     def archive(self, sessions: Iterable[wire.Session]) -> None:

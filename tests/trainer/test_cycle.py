@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 import pytest
+from structlog.testing import capture_logs
 
 from models.bundle import load_bundle
 from streams.wire import CHALLENGER, CHAMPION, ModelAlias, ModelDecision
@@ -17,6 +18,7 @@ from tests.trainer.refreshing import DAY_MS, START_MS, MemoryAliases, Told, Trai
 from trainer import cycle as cycles
 from trainer.candidateprocess import make_candidate
 from trainer.comparison import Comparison
+from trainer.controls import bundle_options
 from trainer.cycle import decide
 from trainer.errors import TrainingError
 from trainer.plan import Outcome, Rival, read_done, read_outcome, read_plan
@@ -221,6 +223,50 @@ def test_too_few_to_judge_is_said(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="too few to judge a candidate: 30 are needed"):
         trainer.cycle.run("asked for", Event())
     assert trainer.cycle.due() is None
+
+
+def told_items(path: Path) -> int:
+    """As the topic `items` would."""
+    path.write_text('{"item_id": "1", "text": "red shoes"}\n')
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("items", "named", "wanted"),
+    [
+        (told_items, None, "items.jsonl"),
+        (told_items, "elsewhere.jsonl", "items.jsonl"),
+        (None, "shop.jsonl", "shop.jsonl"),
+        (None, "elsewhere.jsonl", None),
+        (None, None, None),
+    ],
+)
+def test_texts_of_items_come_from_the_topic_else_from_a_file_that_is_there(
+    items: Callable[[Path], int] | None, named: str | None, wanted: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The champion's config may name a file of another machine."""
+    trainer = Trainer(tmp_path, items=items or (lambda path: 0))
+    (tmp_path / "shop.jsonl").write_text('{"item_id": "1"}\n')
+    if named is not None:
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(recipe.read_text() + f'items = "{tmp_path / named}"\n')
+    trainer.archive(shop(100, 6))
+    seen: list[tuple[Path | None, bool]] = []
+
+    def make(place: Path, stop: Event) -> bool:
+        told = bundle_options(read_plan(place).options).items
+        seen.append((told, told is None or told.is_file()))
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(cycles, "make_candidate", make)
+    with capture_logs() as logs:
+        trainer.cycle.run("asked for", Event())
+    [(told, there)] = seen
+    assert (told and told.name) == wanted and there
+    assert not list(tmp_path.glob("cycles/*/items.jsonl")), "nobody needs it any more"
+    said = [one for one in logs if "without texts" in one["event"]]
+    assert [one["file"] for one in said] == ([str(tmp_path / named)] if named and not wanted else [])
 
 
 def test_a_stop_ends_the_candidate_and_the_next_run_goes_on(tmp_path: Path) -> None:
