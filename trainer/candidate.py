@@ -11,14 +11,15 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.bundle import Bundle as Loaded
 from models.bundle import load_bundle
-from models.config import CARD
-from models.manifest import MANIFEST, write_bundle
+from models.config import CARD, decode_config
+from models.items import ITEMS, TENSORS
+from models.manifest import MANIFEST, open_manifest, write_bundle
 from trainer.candidateprocess import BUNDLE
 from trainer.card import day
 from trainer.comparison import CHAMPION, GUARDED, Comparison, compare
@@ -28,7 +29,7 @@ from trainer.corpus import Corpus, read_corpus
 from trainer.errors import TrainingError
 from trainer.examples import Example, examples
 from trainer.figures import Figure
-from trainer.fit import train
+from trainer.fit import ITEMS_TOLD, train
 from trainer.judging import judge, outcome_pages
 from trainer.plan import JUDGED, WINDOW, Outcome, Plan, read_plan, write_outcome
 from trainer.report import compose, write
@@ -65,9 +66,34 @@ def make(place: Path) -> None:
         champion = None if start is not None or plan.champion is None else Path(plan.champion.path)
         train(place / WINDOW, fitted, replace(options, warm_start=champion))
     comparison = _judge(place, plan)
-    bundle = write_bundle_with(fitted, place / BUNDLE, section(plan, comparison))
+    items = items_of(plan, fitted)
+    bundle = write_bundle_with(fitted, place / BUNDLE, section(plan, comparison, items), items.kept)
     loaded = load_bundle(bundle, "cpu")
-    write_outcome(place, Outcome(loaded.version, loaded.digest, start or "the champion", comparison))
+    write_outcome(place, Outcome(loaded.version, loaded.digest, start or "the champion", comparison, items.told))
+
+
+@dataclass(frozen=True)
+class Items:
+    """Which items a candidate has, in words, and the champion's files of items, where it keeps these."""
+
+    told: str
+    kept: Mapping[str, bytes]
+
+
+def items_of(plan: Plan, fitted: Path) -> Items:
+    """Those that were fitted; where none could be, those of the champion, which nothing else in a bundle depends on.
+
+    Visitors would lose their items for a window in which hardly anybody clicked one. Raises BundleRefused.
+    """
+    candidate = open_manifest(fitted)
+    told = str(decode_config(candidate).training.get("chosen", {}).get(ITEMS_TOLD, ""))
+    if ITEMS in candidate.manifest.files or plan.champion is None or not bundle_options(plan.options).retrieve:
+        return Items(told, {})
+    champion = open_manifest(Path(plan.champion.path))
+    if ITEMS not in champion.manifest.files:
+        return Items(told, {})
+    kept = {name: champion.read(name) for name in (ITEMS, TENSORS)}
+    return Items(f"those of the champion {plan.champion.version}, as this fit has {told}", kept)
 
 
 def _start(plan: Plan, corpus: Corpus) -> str | None:
@@ -104,19 +130,21 @@ def _judge(place: Path, plan: Plan) -> Comparison:
     return compare(judgement, {one.name: one.thresholds for one in contenders}, known, plan.margin, plan.seed)
 
 
-def write_bundle_with(fitted: Path, bundle: Path, words: str) -> Path:
-    """A copy of the fitted bundle whose card ends with these words; returns its path."""
+def write_bundle_with(fitted: Path, bundle: Path, words: str, more: Mapping[str, bytes]) -> Path:
+    """A copy of the fitted bundle whose card ends with these words, and with more files; returns its path."""
 
     def fill(work: Path) -> None:
         shutil.copytree(fitted, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         card = work / CARD
         card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{words}", encoding="utf-8")
+        for name, content in more.items():
+            (work / name).write_bytes(content)
 
     write_bundle(bundle, fill)
     return bundle
 
 
-def section(plan: Plan, comparison: Comparison) -> str:
+def section(plan: Plan, comparison: Comparison, items: Items) -> str:
     """What the card says of the judgement on later sessions, in Markdown."""
     names = list(comparison.figures)
     lines = [
@@ -136,6 +164,7 @@ def section(plan: Plan, comparison: Comparison) -> str:
         f"{'Accepted' if comparison.accepted else 'Refused'}, with a margin of {comparison.margin:.0%}:",
         "",
         *(f"- {reason}" for reason in comparison.reasons),
+        *(["", f"Its items are {items.told}"] if items.kept else []),
     ]
     return "\n".join(lines) + "\n"
 

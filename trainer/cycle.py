@@ -235,6 +235,7 @@ def decide(plan: Plan, outcome: Outcome, uri: str, story: Story, now_ms: int) ->
             "window_ms": [plan.start_ms, plan.cut_ms],
             "judged_ms": [plan.cut_ms, plan.end_ms],
             "start": outcome.start,
+            "items": outcome.items,
             "champion": plan.champion and plan.champion.digest,
             "comparison": msgspec.to_builtins(outcome.comparison),
         },

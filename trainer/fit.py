@@ -39,6 +39,7 @@ __all__ = ["TrainOptions", "TrainingError", "train"]
 
 # May change when a run goes on: items are fitted after the language models, and nothing of them is kept in the run.
 FREE = ("minutes", "device", "checkpoint_steps", "retrieve", "items", "retrieval")
+ITEMS_TOLD = "items"  # among what was chosen: which items were fitted, or why none were
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "scikit-learn", "numpy", "safetensors")
 
 
@@ -152,7 +153,7 @@ def _write(
     m, o, corpus = material, material.options, material.corpus
     pages = SessionPages.of(corpus, m.train_sessions, m.tokens, len(m.vocabulary))
     outcomes = {name: find_outcome(pages, name, m.vocabulary) for name in OUTCOMES}
-    config = _config(m, grouping, trained, {name: outcome for name, (outcome, _) in outcomes.items()})
+    config = _config(m, grouping, trained, {name: outcome for name, (outcome, _) in outcomes.items()}, told)
     chains = grouping.router.chains if isinstance(grouping.router, ChainRouter) else None
     heads = [
         OutcomeHead(outcome, m.vocabulary.tokens(), len(m.vocabulary), weights, chains)
@@ -185,7 +186,9 @@ def _write(
     )  # fmt: skip
 
 
-def _config(m: Material, grouping: Grouping, trained: Trained, outcomes: dict[str, Outcome]) -> BundleConfig:
+def _config(
+    m: Material, grouping: Grouping, trained: Trained, outcomes: dict[str, Outcome], items: str
+) -> BundleConfig:
     o = m.options
     return BundleConfig(
         kind=KIND, format=FORMAT, created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -195,7 +198,10 @@ def _config(m: Material, grouping: Grouping, trained: Trained, outcomes: dict[st
         context_tokens=o.context_tokens, decoding=Decoding(rollouts=o.rollouts, max_pages=m.max_pages),
         cart=outcomes["cart"], purchase=outcomes["purchase"],
         library_versions={name: version(name) for name in LIBRARIES},
-        training={**o.plain(), "sessions": m.corpus.digest, "chosen": msgspec.to_builtins(grouping.choices)},
+        training={
+            **o.plain(), "sessions": m.corpus.digest,
+            "chosen": msgspec.to_builtins({**grouping.choices, ITEMS_TOLD: items}),
+        },
     )  # fmt: skip
 
 

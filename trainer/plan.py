@@ -39,12 +39,13 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """outcome.json: the bundle that was made, what it went on from, and how it compares."""
+    """outcome.json: the bundle that was made, what it went on from, how it compares, and which items it has."""
 
     version: str
     digest: str
     start: str
     comparison: Comparison
+    items: str = ""  # in words
 
 
 class Done(msgspec.Struct, frozen=True):

@@ -110,6 +110,7 @@ def test_visitors_who_change_their_ways_bring_a_challenger_with_more_pages(
     assert sorted(after.vocabulary.pages[len(pages) :]) == ["express", "pay by phone"]
     evidence = told.decisions[-1].evidence
     assert evidence["start"] == "the champion" and evidence["champion"] == champion.digest
+    assert evidence["items"].startswith("none: No event of these sessions names an item")
     assert evidence["comparison"]["differences"]["champion"]["iou"]["low"] > 0
     assert "the challenger" in str(trainer.cycle.blocked())
 
