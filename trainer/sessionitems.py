@@ -55,6 +55,7 @@ class NextSessions:
     All is as old as it is in service: vectors and co-visits are learned at some quantiles of the log's events, and
     between these clicks are counted, and items come into the index, every `every_ms`. The sessions that begin after the
     last quantiles validate. Of a long log only some of the snapshots are asked, a busy one sooner than a quiet one.
+    Those of the training lie wider apart where few sessions begin, since each costs every epoch a step.
     """
 
     learned: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.875, 0.9375)
@@ -62,6 +63,7 @@ class NextSessions:
     every_ms: int = HOUR_MS  # no longer than the shortest window of popularity that is tried
     train: int = 16_000  # cases, at most
     validation: int = 4_000
+    train_each: int = 16  # sessions that a snapshot of the training is asked for, at least, on average
     train_snapshots: int = 256  # that are asked, at most
     validation_snapshots: int = 128
     work: int = 2_000_000_000  # events and numbers of vectors that are looked at for either kind of them, about
@@ -72,8 +74,9 @@ class NextSessions:
         learned = np.unique(np.quantile(log.ts, self.learned, method="lower") + 1)
         born = np.full(len(log.items), np.iinfo(np.int64).max)
         np.minimum.at(born, log.item, log.ts)
-        cases, moments, new = self._cases(log, learned, born)
-        later = cases.at >= learned[max(0, len(learned) - self.validating)]
+        split = int(learned[max(0, len(learned) - self.validating)])
+        cases, moments, new = self._cases(log, learned, split, born)
+        later = cases.at >= split
         coverage = {
             part: float(np.diff(cases.starts)[rows].sum() / max(new[rows].sum(), 1))
             for part, rows in ((TRAIN, ~later), (VALIDATION, later))
@@ -91,17 +94,19 @@ class NextSessions:
         nobody = cases.take(np.zeros(0, dtype=np.int64))
         return Task("sessions", log, snapshots, which.take(train), which.take(validation), nobody, coverage)
 
-    def _cases(self, log: Interactions, learned: np.ndarray, born: np.ndarray) -> tuple[Cases, np.ndarray, np.ndarray]:
+    def _cases(
+        self, log: Interactions, learned: np.ndarray, split: int, born: np.ndarray
+    ) -> tuple[Cases, np.ndarray, np.ndarray]:
         """All sessions that are not a visitor's first, the moment of the snapshot that each asks, and how many items
-        of each are new to the visitor. `born` (N,): when each item was first clicked.
+        of each are new to the visitor. From `split` on they validate; `born` (N,): when each item was first clicked.
         """
         user = log.user
         turns = np.concatenate([[True], (user[1:] != user[:-1]) | (np.diff(log.session) != 0)])
         begins, session = np.flatnonzero(turns), np.cumsum(turns) - 1
         at = log.ts[begins]
         asks = (begins != log.first[user[begins]]) & (at >= learned[0])
-        since = learned[(np.searchsorted(learned, at, side="right") - 1).clip(min=0)]
-        moments = since + (at - since) // self.every_ms * self.every_ms
+        wide_ms = self._wide_ms(at[asks & (at < split)], learned)
+        moments = np.where(at < split, _moments(at, learned, wide_ms), _moments(at, learned, self.every_ms))
         new = _first_clicks(log) & asks[session]
         held = new & (born[log.item] < moments[session])
         counts = np.bincount(session[held], minlength=len(begins))[asks]
@@ -117,12 +122,26 @@ class NextSessions:
         )
         return cases, moments[asks], np.bincount(session[new], minlength=len(begins))[asks]
 
+    def _wide_ms(self, at: np.ndarray, learned: np.ndarray) -> int:
+        """How far apart the snapshots of a training lie whose sessions begin at (n,)."""
+        every_ms, most = self.every_ms, max(FEWEST_SNAPSHOTS, len(at) // self.train_each)
+        while len(np.unique(_moments(at, learned, every_ms))) > most:
+            every_ms *= 2
+        return every_ms
+
     def _draw(self, moments: np.ndarray, wanted: np.ndarray, cases: int, snapshots: int) -> np.ndarray:
         """Rows of at most so many cases, which ask at most so many snapshots; ascending."""
         drawn = np.random.default_rng(self.seed).permutation(np.flatnonzero(wanted))
         found, firsts = np.unique(moments[drawn], return_index=True)
         asked = found[np.argsort(firsts)[:snapshots]]  # a snapshot of many cases is among the first sooner
         return np.sort(drawn[np.isin(moments[drawn], asked)][:cases])
+
+
+def _moments(at: np.ndarray, learned: np.ndarray, every_ms: int) -> np.ndarray:
+    """The last snapshot before each of `at`: one whenever something is learned, and then every so often."""
+    since = learned[(np.searchsorted(learned, at, side="right") - 1).clip(min=0)]
+    found: np.ndarray = since + (at - since) // every_ms * every_ms
+    return found
 
 
 def _first_clicks(log: Interactions) -> np.ndarray:
