@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer import ranks
+from trainer.errors import TrainingError
 
 Weights = dict[str, Tensor]
+OTHER = 2  # state of a directory: steps of another run are in it
 
 
 class Position(msgspec.Struct):
@@ -36,12 +38,21 @@ class Run:
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any], log: Path) -> None:
+        """Raises TrainingError where steps of a run with another identity would be lost."""
         self.directory, self.log_path = directory, log
         self.writes = ranks.rank() == 0
         mark = directory / "run.json"
         wanted = msgspec.json.encode(identity, order="sorted")
         # Only the first process looks: it may clear the directory while the others are still on their way here.
-        self.resumed = bool(ranks.from_first(self.writes and mark.is_file() and mark.read_bytes() == wanted))
+        found = mark.read_bytes() if self.writes and mark.is_file() else b""
+        other = bool(found) and found != wanted and log.is_file() and log.stat().st_size > 0
+        state = int(ranks.from_first(OTHER if other else self.writes and found == wanted))
+        if state == OTHER:
+            raise TrainingError(
+                f"{directory} holds a training that was begun otherwise ({_changed(found, identity)}). Give what it "
+                "was begun with, and it goes on; remove the directory to begin anew."
+            )
+        self.resumed = bool(state)
         if not self.resumed and self.writes:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
@@ -163,6 +174,13 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Weights) -> 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
     names = {id(value): name for name, value in model.named_parameters()}
     return [names[id(value)] for group in optimizer.param_groups for value in group["params"]]
+
+
+def _changed(found: bytes, identity: dict[str, Any]) -> str:
+    """Which parts of the identity are others now; nothing in processes that did not look."""
+    before, now = msgspec.json.decode(found or b"{}"), msgspec.json.decode(msgspec.json.encode(identity))
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return ", ".join("other sessions" if name == "sessions" else f"{name} {before.get(name)!r}" for name in names)
 
 
 def _load(path: Path) -> Weights:

@@ -265,6 +265,19 @@ def test_progress_hears_of_every_step_and_its_speed(tmp_path: Path) -> None:
     assert all(fields["tokens_per_s"] > 0 for fields in heard[:-1]) and heard[-1] == {"completed": 16}
 
 
+def test_steps_of_a_training_with_other_options_are_not_thrown_away(tmp_path: Path) -> None:
+    place, log = tmp_path / "run", tmp_path / "steps.jsonl"
+    Run(place, {"seed": 0, "lr": 1e-3, "sessions": "a"}, log).close()
+    Run(place, {"seed": 1, "lr": 1e-3, "sessions": "a"}, log).close()  # nothing was learnt yet
+    run = Run(place, {"seed": 0, "lr": 1e-3, "sessions": "a"}, log)
+    run.log({"step": 0})
+    run.finish("pretrain", {"x": torch.zeros(1)})
+    run.close()
+    with pytest.raises(TrainingError, match=r"begun otherwise \(lr 0.001, other sessions\). Give what"):
+        Run(place, {"seed": 0, "lr": 2e-3, "sessions": "b"}, log)
+    assert Run(place, {"seed": 0, "lr": 1e-3, "sessions": "a"}, log).finished("pretrain") is not None
+
+
 def test_only_the_first_process_looks_at_what_it_may_clear_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
