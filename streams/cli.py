@@ -92,9 +92,11 @@ def demo(
     from trainer.fit import train as fit
     from trainer.options import TrainOptions
     from trainer.registry import Registry
+    from trainer.retrieval_options import XPertOptions
 
     def train_small(sessions: Path, bundle: Path, progress: Any) -> None:
-        fit(sessions, bundle, TrainOptions(**demonstration.TRAINING), progress)
+        retrieval = XPertOptions(**demonstration.RETRIEVAL)
+        fit(sessions, bundle, TrainOptions(**demonstration.TRAINING, retrieval=retrieval), progress)
 
     def publish(settings: "Settings", bundle: Path) -> None:
         grounds = decisions.by_hand("trained on the past")

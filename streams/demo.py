@@ -39,6 +39,7 @@ TRAINING: dict[str, Any] = {
     "minutes": 4.0,
     "seed": SEED,
 }
+RETRIEVAL: dict[str, Any] = {"epochs": 3, "patience": 1}  # of the operators: the shop has 48 items
 # Log losses of 300 visitors are known to a fifth of their size, Brier scores of their sessions hardly better: finer
 # margins refuse every candidate. The challenger predicts for all and is waited for, so that the judge soon has sessions
 # enough.

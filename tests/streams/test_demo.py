@@ -14,6 +14,7 @@ from trainer import decisions
 from trainer.fit import train
 from trainer.options import TrainOptions
 from trainer.registry import Registry
+from trainer.retrieval_options import XPertOptions
 
 TINY: dict[str, Any] = {
     "hidden_size": 16, "heads": 2, "layers": 1, "clusters": 2, "epochs": 4, "fine_tune_epochs": 0, "batch": 16,
@@ -30,7 +31,7 @@ def publish(settings: Settings, bundle: Path) -> None:
 
 
 def train_as_the_demo_does(sessions: Path, bundle: Path, progress: Any) -> None:
-    train(sessions, bundle, TrainOptions(**demo.TRAINING), progress)
+    train(sessions, bundle, TrainOptions(**demo.TRAINING, retrieval=XPertOptions(**demo.RETRIEVAL)), progress)
 
 
 MODELS = demo.Models(train_tiny, publish)
