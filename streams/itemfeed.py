@@ -19,8 +19,7 @@ from confluent_kafka import KafkaError, TopicPartition
 
 from models.encoder import Encoder, EncoderMissing
 from models.retriever import Retriever
-from streams import tail, wire
-from streams.events import MAX_NAME
+from streams import itemtopic, tail, wire
 from streams.follower import Follower, from_beginning
 from streams.forecasting import Ranker
 from streams.itemfigures import Figures
@@ -35,7 +34,6 @@ LAST_RECORDS = (64, 4_096)  # looked at for the newest of a partition, before al
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 log = structlog.get_logger(__name__)
-_decode_item = msgspec.json.Decoder(wire.Item).decode
 
 
 class _Clicked(msgspec.Struct):
@@ -109,24 +107,16 @@ class ItemFeed:
     def take_items(self, messages: Sequence[Any]) -> None:
         """Apply records of `items`. One that cannot be read is logged and counted, and changes nothing."""
         for message in messages:
-            try:
-                self._take_item(message.key(), message.value())
-            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+            if (read := itemtopic.readable(message)) is None:
                 self.rejected += 1
-                place = f"{message.topic()}/{message.partition()}@{message.offset()}"
-                log.warning("a record of the topic items cannot be read and is ignored", place=place, error=str(error))
+            else:
+                self._take_item(*read)
 
-    def _take_item(self, key: bytes | None, value: bytes | None) -> None:
-        if not key:
-            raise ValueError("it has no key, which must be the item's id")
-        item_id = key.decode()
-        if value is None:
+    def _take_item(self, item_id: str, item: wire.Item | None) -> None:
+        if item is None:
             self._retriever.remove(item_id)
             self._wait_for(item_id, None)
             return
-        item = _decode_item(value)
-        if item.item_id != item_id or len(item_id) > MAX_NAME:
-            raise ValueError(f"its item_id is {item.item_id[:100]!r}, but its key {item_id[:100]!r}")
         self._retriever.put(item_id, item.available)
         self._wait_for(item_id, item.description[-TEXT_CHARACTERS:] or None)
 

@@ -56,10 +56,16 @@ def save(settings: Settings, path: Path) -> int:
     Without an item, or without the topic, there is no file. A record that cannot be read changes nothing. Raises
     BrokerUnavailable.
     """
-    items: dict[bytes, bytes] = {}
+    items: dict[str, bytes] = {}
     try:
         for message in tail.until_end(settings, settings.topic(wire.ITEMS)):
-            _take(items, message)
+            if (read := readable(message)) is None:
+                continue
+            item_id, item = read
+            if item is None:
+                items.pop(item_id, None)
+            else:
+                items[item_id] = msgspec.json.encode(item)  # one line, however it was written
     except WrongTopics as error:
         log.warning("nothing is known of the items", error=str(error))
     if items:
@@ -67,20 +73,26 @@ def save(settings: Settings, path: Path) -> int:
     return len(items)
 
 
-def _take(items: dict[bytes, bytes], message: Any) -> None:
-    """Apply one record of the topic."""
-    key, value = message.key() or b"", message.value()
-    if value is None:
-        items.pop(key, None)
-        return
+def readable(message: Any) -> tuple[str, wire.Item | None] | None:
+    """The item of a record and what is said of it, None once it is gone; no pair, and a warning, for no item."""
     try:
-        item = _decode(value)
-        if not key or item.item_id.encode() != key:
-            raise ValueError(f"its item_id is {item.item_id[:100]!r}, but its key {key[:100]!r}")
-        items[key] = msgspec.json.encode(item)  # one line, however it was written
+        return _read(message.key(), message.value())
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         place = f"{message.topic()}/{message.partition()}@{message.offset()}"
         log.warning("a record of the topic items cannot be read and is ignored", place=place, error=str(error))
+        return None
+
+
+def _read(key: bytes | None, value: bytes | None) -> tuple[str, wire.Item | None]:
+    if not key:
+        raise ValueError("it has no key, which must be the item's id")
+    item_id = key.decode()
+    if value is None:
+        return item_id, None
+    item = _decode(value)
+    if item.item_id != item_id or len(item_id) > MAX_NAME:
+        raise ValueError(f"its item_id is {item.item_id[:100]!r}, but its key {item_id[:100]!r}")
+    return item_id, item
 
 
 def _key(item_id: str) -> bytes:
