@@ -64,7 +64,7 @@ def strengths(ranking: Ranking, cases: Cases) -> np.ndarray:
 
 def strength(ranking: Ranking, cases: Cases) -> float:
     """Mean Recall@10 + Recall@50."""
-    return recall(ranking.items, cases, 10) + recall(ranking.items, cases, 50)
+    return float(strengths(ranking, cases).mean())
 
 
 def _auc(hit: np.ndarray, scores: np.ndarray) -> np.ndarray:
